@@ -1,0 +1,122 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Read, compare and atomically replace files."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+import tempfile
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FileState:
+    """A path as it is on disk, or as it shall be. content is None for a directory and for a missing path."""
+
+    kind: str  # file, directory, other, absent
+    content: bytes | None = None
+    mode: int | None = None
+    owner: str | None = None
+    group: str | None = None
+
+
+ABSENT = FileState("absent")
+
+
+def _owner_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def read_state(path: str) -> FileState:
+    """Return the state of path without following a final symbolic link."""
+    try:
+        info = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return ABSENT
+    attributes = (stat.S_IMODE(info.st_mode), _owner_name(info.st_uid), _group_name(info.st_gid))
+    if stat.S_ISREG(info.st_mode):
+        with open(path, "rb") as handle:
+            return FileState("file", handle.read(), *attributes)
+    return FileState("directory" if stat.S_ISDIR(info.st_mode) else "other", None, *attributes)
+
+
+def set_attributes(path: str, state: FileState) -> None:
+    """Give path the mode, owner and group of state; raise KeyError for an unknown user or group."""
+    uid = pwd.getpwnam(state.owner).pw_uid if state.owner is not None else -1
+    gid = grp.getgrnam(state.group).gr_gid if state.group is not None else -1
+    os.chown(path, uid, gid)
+    if state.mode is not None:
+        os.chmod(path, state.mode)
+
+
+def sync_directory(path: str) -> None:
+    """Flush a directory entry to disk, so that a rename survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def stage(path: str, state: FileState) -> str:
+    """Write state beside path under a temporary name and return that name. The candidate is never wider than its mode."""
+    directory = os.path.dirname(path)
+    descriptor, candidate = tempfile.mkstemp(prefix="." + os.path.basename(path) + ".", dir=directory)
+    try:
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(state.content or b"")
+            handle.flush()
+            os.fsync(handle.fileno())
+        set_attributes(candidate, state)
+    except BaseException:
+        os.unlink(candidate)
+        raise
+    return candidate
+
+
+def commit(candidate: str, path: str) -> None:
+    """Put a staged candidate in the place of path in one step."""
+    os.replace(candidate, path)
+    sync_directory(os.path.dirname(path))
+
+
+def write(path: str, state: FileState) -> None:
+    """Replace path atomically by state."""
+    commit(stage(path, state), path)
+
+
+def diff_entry(path: str, before: FileState, after: FileState, sensitive: bool = False) -> dict[str, str]:
+    """Return one entry of Ansible's diff list, attributes first, content after; a sensitive content is never shown."""
+
+    def text(state: FileState) -> str:
+        if state.kind == "absent":
+            return ""
+        mode = "" if state.mode is None else "{0:04o}".format(state.mode)
+        head = "# {0} {1} {2}:{3}\n".format(state.kind, mode, state.owner or "", state.group or "")
+        if state.content is None:
+            return head
+        if sensitive:
+            return head + "(content not shown)\n"
+        return head + state.content.decode("utf-8", "replace")
+
+    shown_before, shown_after = text(before), text(after)
+    if sensitive and before.content != after.content and before.kind == after.kind == "file":
+        shown_after += "(content changed)\n"
+    return {
+        "before_header": path + ("" if before.kind != "absent" else " (absent)"),
+        "after_header": path + ("" if after.kind != "absent" else " (absent)"),
+        "before": shown_before,
+        "after": shown_after,
+    }

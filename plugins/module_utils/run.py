@@ -1,0 +1,67 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Run commands for modules: argv lists only, C locale, secrets through standard input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Sequence
+
+
+class CommandError(Exception):
+    """A command ended with a status that the caller did not accept."""
+
+    def __init__(self, result: Result) -> None:
+        self.result = result
+        super().__init__(
+            "{0} ended with status {1}: {2}".format(
+                " ".join(result.argv), result.rc, (result.stderr or result.stdout).strip()
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command returned."""
+
+    argv: tuple[str, ...]
+    rc: int
+    stdout: str
+    stderr: str
+
+
+class Runner:
+    """Runs argv lists through AnsibleModule.run_command, so that tests can replace it by a recorder."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def run(
+        self,
+        argv: Sequence[str],
+        stdin: str | None = None,
+        ok: Sequence[int] = (0,),
+        env: dict[str, str] | None = None,
+        cwd: str | None = None,
+    ) -> Result:
+        """Run argv and return its Result; raise CommandError when the status is not in ok.
+
+        stdin is text for standard input, the only way a secret may reach a command. A command that is not
+        installed has the status 127, as in a shell.
+        """
+        environment = {"LC_ALL": "C", "LANG": "C"}
+        environment.update(env or {})
+        rc, out, err = self._module.run_command(
+            list(argv),
+            data=stdin,
+            binary_data=stdin is not None,
+            environ_update=environment,
+            cwd=cwd,
+            handle_exceptions=True,
+        )
+        # run_command reports the errno of a failed exec (2: no such file) as the status
+        if rc == 2 and not self._module.get_bin_path(argv[0]):
+            rc = 127
+        result = Result(tuple(argv), rc, out, err)
+        if rc not in ok:
+            raise CommandError(result)
+        return result
