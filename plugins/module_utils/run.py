@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import Any
 
 
 class CommandError(Exception):
@@ -13,8 +14,10 @@ class CommandError(Exception):
     def __init__(self, result: Result) -> None:
         self.result = result
         super().__init__(
-            "{0} ended with status {1}: {2}".format(
-                " ".join(result.argv), result.rc, (result.stderr or result.stdout).strip()
+            "{} ended with status {}: {}".format(
+                " ".join(result.argv),
+                result.rc,
+                (result.stderr or result.stdout).strip(),
             )
         )
 
