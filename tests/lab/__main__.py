@@ -5,72 +5,95 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 
 from tests.lab import setup
-from tests.lab.shell import LabError, lock, LAB
+from tests.lab.shell import LAB, LabError, lock
+
+HELP = {
+    "setup": "install what the lab needs on this machine",
+    "up": "image, engine, weights and hosts",
+    "down": "remove hosts and networks",
+    "status": "hosts, images and caches",
+    "shell": "SSH to a host",
+    "clean": "remove every trace; with --caches the caches too",
+    "build": "build the collection's tarball",
+    "install": "build the collection and install it into .lab/collections",
+    "prepare": "make what a site has before the collection comes",
+    "converge": "install the collection and run its site playbook",
+    "verify": "compare the expected reachability with the live one",
+    "plan": "print the plan in words",
+    "snapshot": "write down what the managed hosts hold",
+    "untouched": "fail unless they hold what the snapshot says",
+    "unchanged": "fail unless the site playbook in check mode finds nothing to do",
+    "demo": "from nothing to the table of who gets an answer",
+    "bench": "time and count the site playbook",
+    "molecule": "the molecule scenario, or the molecule command given",
+    "test": "every check of the repository",
+}
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python3 -m tests.lab", description=__doc__)
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("setup", help="install what the lab needs on this machine")
-    up = verbs.add_parser("up", help="image, engine, weights and hosts")
-    up.add_argument("--no-engine", action="store_true", help="hosts without the model engine")
-    verbs.add_parser("down", help="remove hosts and networks")
-    verbs.add_parser("status", help="hosts, images and caches")
-    shell = verbs.add_parser("shell", help="SSH to a host")
-    shell.add_argument("host", nargs="?", default="")
-    shell.add_argument("command", nargs=argparse.REMAINDER)
-    clean = verbs.add_parser("clean", help="remove every trace")
-    clean.add_argument("--caches", action="store_true")
-    verbs.add_parser("build", help="build the collection's tarball")
-    verbs.add_parser("install", help="build the collection and install it into .lab/collections")
-    for name in ("prepare", "converge", "verify", "plan"):
-        verbs.add_parser(name, help=f"run the {name} playbook").add_argument("options", nargs=argparse.REMAINDER)
-    molecule = verbs.add_parser("molecule", help="the molecule scenario")
-    molecule.add_argument("options", nargs=argparse.REMAINDER)
-    return parser.parse_args(arguments)
+def verbs(rest: list[str]) -> dict[str, Callable[[], object]]:
+    """What each verb does with the rest of the command line. Needs the virtual environment."""
+    from tests.lab import collection, lab, oracle
 
+    def up() -> None:
+        lab.up(with_engine="--no-engine" not in rest)
+        collection.prepare()
 
-def act(options: argparse.Namespace) -> None:
-    from tests.lab import collection, lab
+    def converge() -> None:
+        collection.install()
+        collection.playbook("moat.inference.site", *rest)
 
-    match options.verb:
-        case "up":
-            lab.up(with_engine=not options.no_engine)
-        case "down":
-            lab.down()
-        case "status":
-            lab.status()
-        case "shell":
-            lab.shell(options.host, options.command)
-        case "clean":
-            lab.clean(caches=options.caches)
-        case "build":
-            print(collection.build())
-        case "install":
-            collection.install()
-        case "prepare":
-            collection.playbook("tests/lab/prepare.yml", *options.options)
-        case "converge":
-            collection.playbook("moat.inference.site", *options.options)
-        case "verify" | "plan":
-            collection.playbook(f"moat.inference.{options.verb}", *options.options)
-        case "molecule":
-            collection.run("molecule", *(options.options or ["test"]))
+    def demo() -> None:
+        up()
+        converge()
+        collection.module("tests.lab.demo")
+
+    def molecule() -> None:
+        collection.install()
+        collection.run("molecule", *(rest or ["test"]))
+
+    return {
+        "up": up,
+        "down": lab.down,
+        "status": lab.status,
+        "shell": lambda: lab.shell(rest[0] if rest else "", rest[1:]),
+        "clean": lambda: lab.clean(caches="--caches" in rest),
+        "build": lambda: print(collection.build()),
+        "install": collection.install,
+        "prepare": collection.prepare,
+        "converge": converge,
+        "verify": lambda: collection.playbook("moat.inference.verify", *rest),
+        "plan": lambda: collection.playbook("moat.inference.plan", *rest),
+        "snapshot": oracle.take,
+        "untouched": oracle.compare,
+        "unchanged": oracle.unchanged,
+        "demo": demo,
+        "bench": lambda: collection.module("tests.lab.bench", *rest),
+        "molecule": molecule,
+        "test": lambda: collection.module("tests.checks", *rest),
+    }
 
 
 def main() -> int:
     os.umask(0o022)
-    options = parse(sys.argv[1:])
+    listing = "\n".join(f"  {verb:<10} {text}" for verb, text in HELP.items())
+    parser = argparse.ArgumentParser(
+        prog="python3 -m tests.lab", epilog=listing, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("verb", choices=HELP, metavar="verb")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help="options of the verb")
+    options = parser.parse_args()
     try:
         with lock(LAB / "setup.lock"):
             setup.setup()
         if options.verb == "setup":
             return 0
         if sys.prefix != str(setup.VENV):
-            os.execv(setup.venv_python(), [str(setup.venv_python()), "-m", "tests.lab", *sys.argv[1:]])
-        act(options)
+            python = str(setup.venv_python())
+            os.execv(python, [python, "-m", "tests.lab", *sys.argv[1:]])
+        verbs(options.rest)[options.verb]()
     except LabError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
@@ -80,4 +103,5 @@ def main() -> int:
     return 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -39,7 +39,9 @@ def build() -> Path:
     partial = LAB / f"dist-{os.getpid()}.tmp"
     remove_tree(partial)
     with Step("build of the collection") as step:
-        step.run(tool("ansible-galaxy", "collection", "build", "--output-path", str(partial)), env=environment(), cwd=ROOT)
+        step.run(
+            tool("ansible-galaxy", "collection", "build", "--output-path", str(partial)), env=environment(), cwd=ROOT
+        )
     remove_tree(dist)
     partial.rename(dist)
     return next(dist.glob("*.tar.gz"))
@@ -57,5 +59,14 @@ def install() -> None:
     partial.rename(COLLECTIONS)
 
 
+def module(name: str, *arguments: str) -> None:
+    """Run one of the repository's own programs in the virtual environment."""
+    run("python", "-m", name, *arguments)
+
+
 def playbook(name: str, *arguments: str) -> None:
     run("ansible-playbook", "-i", str(ROOT / "inventories" / "lab"), name, *arguments)
+
+
+def prepare() -> None:
+    playbook("tests/lab/prepare.yml")

@@ -10,7 +10,9 @@ from tests.lab import podman
 from tests.lab.shell import CACHE, ROOT, LabError, Step, capture, privileged, remove_tree, write
 
 VERSION = "0.32.0"
-LOCK = Path(os.environ.get("MOAT_LAB_ENGINE_LOCK") or ROOT / "roles" / "model_server" / "files" / f"vllm-{VERSION}-cpu.lock")
+LOCK = Path(
+    os.environ.get("MOAT_LAB_ENGINE_LOCK") or ROOT / "roles" / "model_server" / "files" / f"vllm-{VERSION}-cpu.lock"
+)
 HOME = "/opt/moat/engine"
 TREE = f"{HOME}/vllm-{VERSION}"
 BUILDER = f"{podman.PREFIX}build"
@@ -34,7 +36,7 @@ def present() -> bool:
 
 
 def ensure(image: str) -> Path:
-    """Install the engine unless the cache has it. A virtual environment cannot move, so it is made where it will be read."""
+    """Install the engine unless the cache has it; a virtual environment cannot move, so it is made where it is read."""
     if not LOCK.is_file():
         raise LabError(f"{LOCK} is missing: it says which engine to install.")
     if present():

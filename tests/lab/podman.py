@@ -91,17 +91,21 @@ class Podman:
     def digest(self, name: str) -> str | None:
         text = capture(podman("inspect", "--type", "container", PREFIX + name), check=False)
         found = json.loads(text or "[]")
-        return str(found[0]["Config"]["Labels"].get(LABEL, "")) if found else None
+        return str((found[0]["Config"]["Labels"] or {}).get(LABEL, "")) if found else None
 
     def create(self, spec: Spec) -> None:
         self.destroy(spec.host.name)
         networks: list[str] = []
         for number, interface in enumerate(spec.host.interfaces):
-            options = f"ip={interface.address4},ip6={interface.address6},interface_name=eth{number}"
-            networks += ["--network", f"{PREFIX}{interface.network}:{options}"]
+            settings = f"ip={interface.address4},ip6={interface.address6},interface_name=eth{number}"
+            networks += ["--network", f"{PREFIX}{interface.network}:{settings}"]
         mounts = [f"--mount=type=bind,src={here},dst={there},ro=true" for here, there in spec.mounts]
-        options = ["--privileged", "--systemd=always", "--no-hosts", "--dns=none", "--stop-timeout=10"]
-        options += [f"--name={PREFIX}{spec.host.name}", f"--hostname={spec.host.name}"]
+        options = ["--privileged", "--systemd=always", "--shm-size=2g", "--no-hosts", "--dns=none", "--stop-timeout=10"]
+        options += [
+            f"--name={PREFIX}{spec.host.name}",
+            f"--hostname={spec.host.name}",
+            f"--label={LABEL}={spec.digest}",
+        ]
         capture(podman("create", *options, *networks, *mounts, spec.image))
         self.put(spec.host.name, spec.files)
 
@@ -119,7 +123,9 @@ class Podman:
         capture(podman("rm", "--force", "--ignore", "--time", "0", "--volumes", PREFIX + name))
 
     def status(self, name: str) -> str:
-        text = capture(podman("inspect", "--type", "container", "--format", "{{.State.Status}}", PREFIX + name), check=False)
+        text = capture(
+            podman("inspect", "--type", "container", "--format", "{{.State.Status}}", PREFIX + name), check=False
+        )
         return {"running": "running", "": "absent"}.get(text.strip(), "stopped")
 
     def read(self, name: str, path: str) -> str | None:
@@ -138,7 +144,11 @@ class Podman:
 
     def images(self) -> list[tuple[str, str]]:
         """(name, size) of each image of the lab."""
-        text = capture(podman("images", "--format", "{{.Repository}}:{{.Tag}}\t{{.Size}}", "--filter", "reference=localhost/moat-lab"))
+        text = capture(
+            podman(
+                "images", "--format", "{{.Repository}}:{{.Tag}}\t{{.Size}}", "--filter", "reference=localhost/moat-lab"
+            )
+        )
         return [(name, size) for name, size in (line.split("\t") for line in text.splitlines())]
 
     def has_image(self, name: str) -> bool:
@@ -146,7 +156,16 @@ class Podman:
 
     def import_image(self, archive: Path, name: str) -> list[str]:
         """The command that makes an image of a root file system."""
-        return podman("import", "--quiet", "--change", 'CMD ["/lib/systemd/systemd"]', "--change", "STOPSIGNAL=SIGRTMIN+3", str(archive), name)
+        return podman(
+            "import",
+            "--quiet",
+            "--change",
+            'CMD ["/lib/systemd/systemd"]',
+            "--change",
+            "STOPSIGNAL=SIGRTMIN+3",
+            str(archive),
+            name,
+        )
 
     def remove_images(self) -> None:
         for name, _size in self.images():
@@ -154,12 +173,19 @@ class Podman:
 
 
 def environment_for_packages() -> tuple[list[str], list[str]]:
-    """Options for a container that installs Python packages: pip's settings and certificate authorities of this machine."""
+    """What a container that installs Python packages takes from here: pip's settings, certificate authorities."""
     names = [n for n in os.environ if n.startswith("PIP_") or n.lower() in {"http_proxy", "https_proxy", "no_proxy"}]
     authorities = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT")
-    variables = {n: os.environ[n] for n in (*names, *authorities) if n in os.environ}
+    # A folder of wheels on this machine is no folder of the container's.
+    names = [
+        n for n in (*names, *authorities) if not os.environ.get(n, "").startswith("/") or Path(os.environ[n]).is_file()
+    ]
+    variables = {n: os.environ[n] for n in names if n in os.environ}
     here = {Path(v): v for n, v in variables.items() if n in {*authorities, "PIP_CONFIG_FILE"} and Path(v).is_file()}
-    for configuration, there in (("/etc/pip.conf", "/etc/pip.conf"), ("~/.config/pip/pip.conf", "/root/.config/pip/pip.conf")):
+    for configuration, there in (
+        ("/etc/pip.conf", "/etc/pip.conf"),
+        ("~/.config/pip/pip.conf", "/root/.config/pip/pip.conf"),
+    ):
         path = Path(configuration).expanduser()
         if path.is_file():
             here[path] = there

@@ -33,8 +33,7 @@ def capture(argv: Sequence[str], *, check: bool = True, data: bytes | None = Non
         argv,
         input=data,
         stdin=subprocess.DEVNULL if data is None else None,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         check=False,
         timeout=timeout,
     )
@@ -106,15 +105,17 @@ class Step:
 
     def run(self, argv: Sequence[str], *, env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
         """Run one command of the step; its output goes to the log, its last line to the ticker."""
-        with self.log.open("ab") as log:
-            with subprocess.Popen(
+        with (
+            self.log.open("ab") as log,
+            subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, cwd=cwd
-            ) as process:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    log.write(line)
-                    log.flush()
-                    self.last = line.decode(errors="replace").strip() or self.last
+            ) as process,
+        ):
+            assert process.stdout is not None
+            for line in process.stdout:
+                log.write(line)
+                log.flush()
+                self.last = line.decode(errors="replace").strip() or self.last
         if process.returncode:
             tail = "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
             raise LabError(f"{self.name}: {argv[0]} failed with {process.returncode}; the log is {self.log}\n{tail}")

@@ -51,6 +51,7 @@ class Host:
     gateway4: str | None
     gateway6: str | None
     router: bool = False
+    probe: bool = False
     engine: bool = False
     models: tuple[str, ...] = ()
 
@@ -103,6 +104,7 @@ def _host(name: str, variables: dict[str, Any], networks: dict[str, Network], ro
         gateway4=None if is_router else by_router,
         gateway6=None if is_router else first.sixth(by_router),
         router=is_router,
+        probe=bool(variables.get("moat_probe")),
         engine=bool(variables.get("moat_lab_engine")),
         models=tuple(variables.get("moat_lab_models", ())),
     )

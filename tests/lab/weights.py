@@ -69,7 +69,11 @@ def make(folder: Path, model: Model) -> None:
         network.lm_head.weight[:, 0] = -40.0
         network.lm_head.weight[readable, 0] = 0.0
     network.to(torch.bfloat16).save_pretrained(folder, safe_serialization=True)
-    GenerationConfig(bos_token_id=0, eos_token_id=1, pad_token_id=2, do_sample=True, temperature=1.0).save_pretrained(folder)
+    GenerationConfig(bos_token_id=0, eos_token_id=1, pad_token_id=2, do_sample=True, temperature=1.0).save_pretrained(
+        folder
+    )
+    for file in folder.iterdir():
+        file.chmod(0o644)
 
 
 def digest() -> str:

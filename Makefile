@@ -1,0 +1,50 @@
+# Thin on purpose: the work is in tests/lab. Paths are relative, so a checkout whose path has a space works.
+SHELL := /bin/sh
+LAB := python3 -m tests.lab
+.DEFAULT_GOAL := help
+.PHONY: help demo test setup lab-up lab-status lab-shell lab-down converge verify plan molecule bench build clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
+
+demo: ## set up, build the lab, converge, show who gets an answer and who does not
+	@$(LAB) demo
+
+test: ## every check of the repository
+	@$(LAB) test
+
+setup: ## install what the lab needs on this machine
+	@$(LAB) setup
+
+lab-up: ## bring the lab's hosts up
+	@$(LAB) up
+
+lab-status: ## hosts with addresses and state, images, caches
+	@$(LAB) status
+
+lab-shell: ## an SSH session on a host: make lab-shell HOST=app1
+	@$(LAB) shell $(HOST)
+
+lab-down: ## remove the lab's hosts and networks
+	@$(LAB) down
+
+converge: ## install the collection as built and run the site playbook against the lab
+	@$(LAB) converge
+
+verify: ## compare the expected reachability with the live one
+	@$(LAB) verify
+
+plan: ## compile the perimeter and print it in words; touches no host
+	@$(LAB) plan
+
+molecule: ## the molecule scenario, from bare hosts to their removal
+	@$(LAB) molecule
+
+bench: ## time and count the first and the unchanged run
+	@$(LAB) bench
+
+build: ## make the collection's tarball in .lab/dist
+	@$(LAB) build
+
+clean: ## remove containers, networks, images and .lab; with CACHES=1 the caches too
+	@$(LAB) clean $(if $(CACHES),--caches)
