@@ -1,0 +1,395 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The plan of one host: what each of its roles is handed. The schema is in docs/architecture.md."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from ansible_collections.moat.inference.plugins.module_utils.perimeter import names
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.addresses import Address
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.model import Client, Host, Intent, Service
+
+Data = dict[str, Any]
+
+
+class Planner:
+    """Plans hosts one at a time; what a plan needs of the others comes from indexes made once."""
+
+    def __init__(self, intent: Intent, hosts: dict[str, Host]) -> None:
+        self.intent = intent
+        self.hosts = hosts
+        self.models_on: dict[str, list[str]] = defaultdict(list)
+        self.clients_on: dict[str, list[Client]] = defaultdict(list)
+        self.clients_of: dict[str, list[Client]] = defaultdict(list)
+        self.services_of: dict[str, list[Service]] = defaultdict(list)
+        for model in intent.models.values():
+            for host in model.hosts:
+                self.models_on[host].append(model.name)
+        for client in intent.clients.values():
+            for host in client.hosts:
+                self.clients_on[host].append(client)
+            for name in client.models:
+                self.clients_of[name].append(client)
+        for service in intent.services.values():
+            for host in service.hosts:
+                self.services_of[host].append(service)
+
+    def is_gateway(self, host: str) -> bool:
+        return host in self.models_on
+
+    def is_client_host(self, host: str) -> bool:
+        return host in self.clients_on
+
+    def holds_certificate(self, host: str) -> bool:
+        return self.is_gateway(host) or self.is_client_host(host)
+
+    def is_authority(self, host: str) -> bool:
+        return self.intent.ca is not None and host == self.intent.ca.host
+
+    def roles(self, host: str) -> list[str]:
+        """The roles of a host, in order of application."""
+        if self.is_gateway(host):
+            return ["firewall", "private_link", "certificate", "model_server", "gateway"]
+        if self.is_client_host(host):
+            return ["firewall", "private_link", "certificate", "connector"]
+        return ["firewall", "ca"] if self.is_authority(host) else ["firewall"]
+
+    def clients_at(self, host: str) -> dict[str, tuple[Client, list[str]]]:
+        """The clients that a gateway serves, each with its models on that host; sorted by name."""
+        found: dict[str, tuple[Client, list[str]]] = {}
+        for model in sorted(self.models_on.get(host, ())):
+            for client in self.clients_of.get(model, ()):
+                found.setdefault(client.name, (client, []))[1].append(model)
+        return dict(sorted(found.items()))
+
+    def gateways_of(self, client: Client) -> list[str]:
+        """The hosts that serve any model of a client, sorted."""
+        return sorted({host for model in client.models for host in self.intent.models[model].hosts})
+
+    def edges(self, host: str) -> dict[str, list[str]]:
+        """Client -> the other ends of its private-link edges at this host."""
+        if self.is_gateway(host):
+            return {name: list(client.hosts) for name, (client, _models) in self.clients_at(host).items()}
+        return {
+            client.name: self.gateways_of(client)
+            for client in sorted(self.clients_on.get(host, ()), key=lambda item: item.name)
+        }
+
+    def peers(self, host: str) -> list[str]:
+        """One edge for each authorised pair, however many clients and models it carries."""
+        return sorted({other for others in self.edges(host).values() for other in others})
+
+    def common_address(self, host: Host, other: Host) -> Address:
+        """The address by which `host` reaches `other`: IPv4 where both have it."""
+        return next(address for address in other.addresses if address.family in host.families)
+
+    def plan(self, name: str) -> Data:
+        host = self.hosts[name]
+        roles = self.roles(name)
+        plan: Data = {"name": name, "segment": host.segment, "roles": roles, "firewall": self._firewall(host)}
+        if "private_link" in roles:
+            plan["private_link"] = self._private_link(host)
+        if "certificate" in roles:
+            plan["certificate"] = self._certificate(host)
+            plan["certificate_ca"] = self._certificate_ca(host)
+        if "ca" in roles:
+            plan["ca"] = self._ca(host)
+        if "model_server" in roles:
+            plan["model_server"] = self._model_server(name)
+            plan["gateway"] = self._gateway(host)
+        if "connector" in roles:
+            plan["connector"] = [
+                self._connector(client) for client in sorted(self.clients_on[name], key=lambda item: item.name)
+            ]
+        return plan
+
+    def _firewall(self, host: Host) -> Data:
+        segment = self.intent.segments[host.segment]
+        networks = [network.text for network in segment.networks if network.family in host.families]
+        shown = {
+            "name": segment.name,
+            "interface": host.interface,
+            "addresses": texts(host.addresses),
+            "networks": networks,
+        }
+        return {"segments": [shown], "rules": sorted(self._rules(host), key=lambda rule: rule["id"])}
+
+    def _rules(self, host: Host) -> Iterable[Data]:
+        intent, name = self.intent, host.name
+        if intent.admin is None or intent.ca is None or intent.link is None:
+            return
+        sources = by_family((network.family, network.text) for network in intent.admin.sources)
+        yield rule("in-admin-ssh", "input", "tcp", intent.admin.ports, sources, "administration")
+        if self.is_gateway(name):
+            yield rule(
+                "in-admin-metrics",
+                "input",
+                "tcp",
+                [intent.admin.metrics_port],
+                sources,
+                "administration reads the gateway's metrics",
+            )
+        for client, others in self.edges(name).items():
+            yield from self._edge_rules(host, client, others)
+        for client in self.clients_on.get(name, ()):
+            if client.port is not None:
+                yield {
+                    "id": names.rule_id("local-connector", client.name),
+                    "chain": "local",
+                    "protocol": "tcp",
+                    "ports": [client.port],
+                    "users": list(client.users),
+                    "comment": f"only the named users use the connector of {client.name}",
+                }
+        if self.holds_certificate(name):
+            authority = self.hosts[intent.ca.host]
+            yield rule(
+                "out-ca",
+                "output",
+                "tcp",
+                [intent.ca.port],
+                self._of_hosts(host, [authority.name]),
+                f"certificates from {authority.name}",
+            )
+        if self.is_authority(name):
+            for rule_name, owners, title in (
+                ("in-ca-clients", self.clients_on, "clients"),
+                ("in-ca-gateways", self.models_on, "gateways"),
+            ):
+                if owners:
+                    yield rule(
+                        rule_name,
+                        "input",
+                        "tcp",
+                        [intent.ca.port],
+                        self._of_hosts(host, owners),
+                        f"certificates for the {title}",
+                    )
+        for service in self.services_of.get(name, ()):
+            targets = by_family((network.family, network.text) for network in service.networks)
+            yield rule(
+                names.rule_id("out-service", service.name),
+                "output",
+                service.protocol,
+                service.ports,
+                targets,
+                f"service {service.name}",
+            )
+
+    def _edge_rules(self, host: Host, client: str, others: list[str]) -> Iterable[Data]:
+        """Both ends open the link to each other: either may have something to send first."""
+        link, port = self.intent.link, self.intent.gateway_port
+        if link is None:
+            return
+        outer, inner = self._of_hosts(host, others), self._of_links(others)
+        for chain, prefix in (("input", "in-link"), ("output", "out-link")):
+            yield rule(
+                names.rule_id(prefix, client),
+                chain,
+                "udp",
+                [link.port],
+                outer,
+                f"private link of client {client}",
+                segment=host.segment,
+            )
+        chain, prefix = ("input", "in-gateway") if self.is_gateway(host.name) else ("output", "out-gateway")
+        yield rule(
+            names.rule_id(prefix, client),
+            chain,
+            "tcp",
+            [port],
+            inner,
+            f"client {client} to the gateway",
+            interface=link.interface,
+        )
+
+    def _of_hosts(self, host: Host, others: Iterable[str]) -> dict[int, list[str]]:
+        """Segment addresses of other hosts, in the families this host has."""
+        addresses = (address for other in sorted(others) for address in self.hosts[other].addresses)
+        return by_family(
+            (address.family, address.host_network()) for address in addresses if address.family in host.families
+        )
+
+    def _of_links(self, others: Iterable[str]) -> dict[int, list[str]]:
+        return by_family(
+            (address.family, address.host_network()) for other in sorted(others) for address in self.hosts[other].link
+        )
+
+    def _private_link(self, host: Host) -> Data:
+        link = self.intent.link
+        peers = []
+        for name in self.peers(host.name):
+            other = self.hosts[name]
+            allowed = [address.host_network() for address in other.link]
+            peers.append({"name": name, "endpoint": self.common_address(host, other).text, "allowed_ips": allowed})
+        return {
+            "interface": link.interface if link else None,
+            "port": link.port if link else None,
+            "addresses": [address.host_network() for address in host.link],
+            "peers": peers,
+        }
+
+    def _certificate(self, host: Host) -> list[Data]:
+        domain, name = self.intent.domain, host.name
+        items = []
+        if self.is_gateway(name):
+            own = names.gateway_name(name, domain)
+            models = [names.model_name(model, domain) for model in sorted(self.models_on[name])]
+            items.append(
+                self._item("gateway", own, [own, *models], names.gateway_uri(name, domain), "moat-gateway.service")
+            )
+        for client in sorted(self.clients_on.get(name, ()), key=lambda item: item.name):
+            dns, uri = [names.client_name(client.name, domain)], names.client_uri(client.name, domain)
+            items.append(
+                self._item(names.connector_certificate(client.name), client.name, dns, uri, "moat-connector.service")
+            )
+        return items
+
+    def _item(self, name: str, common_name: str, dns: list[str], uri: str, unit: str) -> Data:
+        lifetime = self.intent.ca.lifetime if self.intent.ca else None
+        return {
+            "name": name,
+            "common_name": common_name,
+            "dns": dns,
+            "uris": [uri],
+            "lifetime": lifetime,
+            "reload_unit": unit,
+        }
+
+    def _certificate_ca(self, host: Host) -> Data:
+        ca = self.intent.ca
+        if ca is None:
+            return {}
+        address = self.common_address(host, self.hosts[ca.host])
+        shown = f"[{address.text}]" if address.family == 6 else address.text
+        return {"url": f"https://{shown}:{ca.port}", "host": ca.host}
+
+    def _ca(self, host: Host) -> Data:
+        ca, domain = self.intent.ca, self.intent.domain
+        if ca is None:
+            return {}
+        allowed = {names.gateway_name(name, domain) for name in self.models_on}
+        allowed |= {names.model_name(model.name, domain) for model in self.intent.models.values() if model.hosts}
+        for client in self.intent.clients.values():
+            allowed |= {client.name, names.client_name(client.name, domain)}
+        return {
+            "name": domain,
+            "port": ca.port,
+            "dns_names": [names.ca_name(host.name, domain), *texts(host.addresses)],
+            "lifetime": ca.lifetime,
+            "allowed_names": sorted(allowed),
+            "trust_domain": domain,
+        }
+
+    def _model_server(self, host: str) -> list[Data]:
+        models = (self.intent.models[name] for name in sorted(self.models_on[host]))
+        return [
+            {
+                "name": model.name,
+                "engine": model.engine,
+                "source": model.source,
+                "engine_args": list(model.engine_args),
+                "socket": names.model_socket(model.name),
+            }
+            for model in models
+        ]
+
+    def _gateway(self, host: Host) -> Data:
+        admin = self.intent.admin
+        models = sorted(self.models_on[host.name])
+        metrics = {
+            "port": admin.metrics_port if admin else None,
+            "addresses": texts(host.addresses),
+            "peers": [network.text for network in admin.sources] if admin else [],
+        }
+        return {
+            "port": self.intent.gateway_port,
+            "addresses": texts(host.link),
+            "certificate": "gateway",
+            "metrics": metrics,
+            "models": [
+                {"name": name, "prefix": names.model_prefix(name), "socket": names.model_socket(name)}
+                for name in models
+            ],
+            "clients": [
+                self._gateway_client(client, allowed) for client, allowed in self.clients_at(host.name).values()
+            ],
+        }
+
+    def _gateway_client(self, client: Client, models: list[str]) -> Data:
+        limits = client.limits
+        return {
+            "name": client.name,
+            "addresses": [address.text for name in client.hosts for address in self.hosts[name].link],
+            "models": models,
+            "limits": {
+                "requests_per_second": limits.requests_per_second,
+                "burst": limits.burst,
+                "concurrent": limits.concurrent,
+            },
+        }
+
+    def _connector(self, client: Client) -> Data:
+        return {
+            "name": client.name,
+            "users": list(client.users),
+            "port": client.port,
+            "socket": names.connector_socket(client.name),
+            "certificate": names.connector_certificate(client.name),
+            "models": [
+                {
+                    "name": model,
+                    "prefix": names.model_prefix(model),
+                    "backends": [self._backend(name) for name in self.intent.models[model].hosts],
+                }
+                for model in client.models
+            ],
+        }
+
+    def _backend(self, name: str) -> Data:
+        server_name = names.gateway_name(name, self.intent.domain)
+        return {
+            "name": name,
+            "addresses": texts(self.hosts[name].link),
+            "port": self.intent.gateway_port,
+            "server_name": server_name,
+        }
+
+
+def texts(addresses: Iterable[Address]) -> list[str]:
+    return [address.text for address in addresses]
+
+
+def by_family(networks: Iterable[tuple[int, str]]) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {4: [], 6: []}
+    for family, text in networks:
+        found[family].append(text)
+    return found
+
+
+def rule(
+    rule_id: str,
+    chain: str,
+    protocol: str,
+    ports: Iterable[int],
+    peers: dict[int, list[str]],
+    comment: str,
+    segment: str | None = None,
+    interface: str | None = None,
+) -> Data:
+    made: Data = {
+        "id": rule_id,
+        "chain": chain,
+        "protocol": protocol,
+        "ports": list(ports),
+        "peers4": peers[4],
+        "peers6": peers[6],
+        "comment": comment,
+    }
+    if segment:
+        made["segment"] = segment
+    if interface:
+        made["interface"] = interface
+    return made

@@ -1,0 +1,246 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Reads moat_perimeter into typed values. What needs more than one value to judge is in check.py."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.addresses import (
+    AddressError,
+    parse_address,
+    parse_network,
+)
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.faults import Absent, Faults, find_secrets
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.model import (
+    Admin,
+    Authority,
+    Client,
+    Egress,
+    Intent,
+    Limits,
+    Link,
+    Model,
+    PolicyTest,
+    Segment,
+    Service,
+)
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.names import is_domain
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.section import PORTS, Section
+
+ROOT = "moat_perimeter"
+ROOT_KEYS = ("domain", "segments", "link", "admin", "ca", "gateway", "models", "clients", "services", "egress", "tests")
+INTERFACE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,14}")  # IFNAMSIZ is 16, its last byte 0
+USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")  # useradd(8)
+SOURCE = re.compile(r"(/[A-Za-z0-9._@+-]+)+")
+LIFETIME = re.compile(r"([1-9][0-9]{0,4})(m|h)")
+# What would give the engine a way in besides its own socket, or a secret on its command line.
+ENGINE_ARGS_REFUSED = ("--host", "--port", "--uds", "--api-key", "--ssl-keyfile", "--ssl-certfile", "--root-path")
+DEFAULT_LIMITS = Limits(requests_per_second=10, burst=20, concurrent=8)
+
+
+def domain_remedy(text: str) -> str | None:
+    return None if is_domain(text) else "write a DNS name in lower case, such as inference.internal"
+
+
+def interface_remedy(text: str) -> str | None:
+    return (
+        None
+        if INTERFACE.fullmatch(text)
+        else "write an interface name: at most 15 lower-case letters, digits, '_', '.' or '-'"
+    )
+
+
+def user_remedy(text: str) -> str | None:
+    return (
+        None
+        if USER.fullmatch(text)
+        else "write a local user name: lower-case letters, digits, '_' or '-', at most 32 characters"
+    )
+
+
+def source_remedy(text: str) -> str | None:
+    good = SOURCE.fullmatch(text) and not {".", ".."} & set(text.split("/"))
+    return None if good else "write an absolute path without '..', such as /srv/models/xray-7b"
+
+
+def engine_arg_remedy(text: str) -> str | None:
+    name = text.partition("=")[0].replace("_", "-")
+    if name in ENGINE_ARGS_REFUSED:
+        return "remove it: the engine listens on its own Unix socket only, and the gateway authorises"
+    return None if text.isprintable() else "write printable characters only"
+
+
+def lifetime_remedy(text: str) -> str | None:
+    match = LIFETIME.fullmatch(text)
+    minutes = int(match.group(1)) * (60 if match.group(2) == "h" else 1) if match else 0
+    return None if 5 <= minutes <= 24 * 60 else "write a duration between 5m and 24h, such as 24h or 90m"
+
+
+def egress_host_remedy(text: str) -> str | None:
+    try:
+        parse_address(text)
+    except AddressError:
+        name = text[2:] if text.startswith("*.") else text
+        good = is_domain(name) and "." in name
+        return None if good else "write a DNS name with at least one dot, such as packages.example.org or *.example.org"
+    return "write the name of the host: what may leave is named, never an address"
+
+
+def read_intent(value: Any, faults: Faults) -> Intent:
+    """The intent as far as it can be read; every fault found is in `faults`."""
+    find_secrets(value, ROOT, faults)
+    root = Section(faults, ROOT, value, ROOT_KEYS)
+    intent = Intent()
+    intent.domain = root.text("domain", "write the private DNS suffix, such as inference.internal", domain_remedy) or ""
+    intent.segments = read_segments(root)
+    intent.link = read_link(root)
+    intent.admin = read_admin(root)
+    intent.ca = read_ca(root)
+    intent.gateway_port = optional(root, "gateway", ("port",)).number("port", *PORTS, default=8443)
+    intent.models = {name: read_model(root, name, path, item) for name, path, item in root.named("models")}
+    intent.clients = {name: read_client(root, name, path, item) for name, path, item in root.named("clients")}
+    intent.services = {name: read_service(root, name, path, item) for name, path, item in root.named("services")}
+    intent.egress = tuple(
+        read_egress(root, index, path, item) for index, (path, item) in enumerate(root.items("egress"))
+    )
+    tests = (read_test(root, index, path, item) for index, (path, item) in enumerate(root.items("tests")))
+    intent.tests = tuple(test for test in tests if test is not None)
+    return intent
+
+
+def optional(root: Section, key: str, keys: tuple[str, ...]) -> Section:
+    value = root.take(key)
+    return Section(root.faults, f"{root.path}.{key}", {} if value is None else value, keys)
+
+
+def read_segments(root: Section) -> dict[str, Segment]:
+    segments = {}
+    vlans: dict[int, str] = {}
+    remedy = "declare each segment with its network, such as app: {cidr4: 10.110.0.0/24}"
+    if root.usable and root.data.get("segments") == {}:
+        root.faults.add(f"{root.path}.segments", Absent, "is empty", remedy)
+    for name, path, item in root.named("segments", remedy):
+        section = Section(root.faults, path, item, ("cidr4", "cidr6", "vlan"))
+        networks = tuple(network for network in (section.network("cidr4", 4), section.network("cidr6", 6)) if network)
+        if section.usable and section.data.get("cidr4") is None and section.data.get("cidr6") is None:
+            root.faults.add(
+                path, Absent, "has neither cidr4 nor cidr6", "write its network, such as cidr4: 10.110.0.0/24"
+            )
+        vlan = section.optional_number("vlan", 1, 4094)
+        if vlan is not None and vlan in vlans:
+            root.faults.add(
+                f"{path}.vlan", vlan, f"is the VLAN of segment {vlans[vlan]} too", "give each segment a VLAN of its own"
+            )
+        elif vlan is not None:
+            vlans[vlan] = name
+        segments[name] = Segment(name, networks, vlan)
+    return segments
+
+
+def read_link(root: Section) -> Link:
+    section = optional(root, "link", ("cidr4", "cidr6", "port", "interface"))
+    network4 = section.network("cidr4", 4, "100.64.0.0/10") or parse_network("100.64.0.0/10")
+    network6 = section.network("cidr6", 6, "fd00:200::/64") or parse_network("fd00:200::/64")
+    port = section.number("port", *PORTS, default=51820)
+    return Link(network4, network6, port, section.text("interface", check=interface_remedy) or "moat0")
+
+
+def read_admin(root: Section) -> Admin:
+    value = root.take("admin", "name who administers, such as admin: {from: [10.90.0.0/28]}")
+    section = Section(
+        root.faults, f"{root.path}.admin", {"from": []} if value is None else value, ("from", "ports", "metrics_port")
+    )
+    if value is None:
+        return Admin((), (22,), 9101)
+    sources = section.networks("from", "name the networks that administer, such as [10.90.0.0/28]")
+    return Admin(sources, section.ports("ports", default=(22,)), section.number("metrics_port", *PORTS, default=9101))
+
+
+def read_ca(root: Section) -> Authority:
+    value = root.take("ca", "name the host of the certificate authority, such as ca: {host: ca1}")
+    if value is None:
+        return Authority("", 9443, "24h")
+    section = Section(root.faults, f"{root.path}.ca", value, ("host", "port", "lifetime"))
+    host = section.text("host", "name the host of the certificate authority, such as ca1") or ""
+    return Authority(
+        host, section.number("port", *PORTS, default=9443), section.text("lifetime", check=lifetime_remedy) or "24h"
+    )
+
+
+def read_model(root: Section, name: str, path: str, value: Any) -> Model:
+    section = Section(root.faults, path, value, ("hosts", "engine", "source", "engine_args"))
+    return Model(
+        name=name,
+        select=section.texts("hosts", "name the hosts that serve it: a group, a host or a list of these", single=True),
+        engine=section.choice("engine", ("vllm",), default="vllm") or "vllm",
+        source=section.text("source", "write the directory of the weights, such as /srv/models/xray-7b", source_remedy)
+        or "",
+        engine_args=tuple(
+            section._text(here, item, engine_arg_remedy) or "" for here, item in section.items("engine_args")
+        ),
+    )
+
+
+def read_client(root: Section, name: str, path: str, value: Any) -> Client:
+    section = Section(root.faults, path, value, ("hosts", "users", "port", "models", "limits"))
+    limits = optional(section, "limits", ("requests_per_second", "burst", "concurrent"))
+    rate = limits.number("requests_per_second", 1, 1000000, DEFAULT_LIMITS.requests_per_second)
+    return Client(
+        name=name,
+        select=section.texts("hosts", "name the hosts it runs on: a group, a host or a list of these", single=True),
+        users=tuple(
+            sorted(
+                section.texts(
+                    "users", "name the local users that may use the connector, such as [portal]", check=user_remedy
+                )
+            )
+        ),
+        wanted=section.texts("models", "name the models it may use, or remove the client: without a model it is none"),
+        limits=Limits(
+            rate,
+            limits.number("burst", 1, 1000000, 2 * rate),
+            limits.number("concurrent", 1, 100000, DEFAULT_LIMITS.concurrent),
+        ),
+        port=section.optional_number("port", 1024, 65535),
+    )
+
+
+def read_service(root: Section, name: str, path: str, value: Any) -> Service:
+    section = Section(root.faults, path, value, ("to", "protocol", "ports", "from"))
+    return Service(
+        name=name,
+        select=section.texts(
+            "from", "name the hosts that need it: a group, a host, a list of these, or all", single=True
+        ),
+        networks=section.networks("to", "name the addresses that serve it, such as [10.140.0.53]"),
+        protocol=section.choice("protocol", ("tcp", "udp"), required="write tcp or udp") or "tcp",
+        ports=section.ports("ports", required="name its ports, such as [53]"),
+    )
+
+
+def read_egress(root: Section, index: int, path: str, value: Any) -> Egress:
+    section = Section(root.faults, path, value, ("from", "host", "ports", "reason"))
+    host = section.text("host", "name what may be reached, such as packages.example.org", egress_host_remedy) or ""
+    reason = section.text("reason")
+    if host.startswith("*.") and not reason:
+        root.faults.add(
+            f"{path}.host", host, "is a wildcard without a reason", f"name the hosts one by one, or add {path}.reason"
+        )
+    return Egress(
+        index=index,
+        select=section.texts("from", "name the hosts that need it: a group, a host or a list of these", single=True),
+        host=host,
+        ports=section.ports("ports", default=(443,)),
+        reason=reason,
+    )
+
+
+def read_test(root: Section, index: int, path: str, value: Any) -> PolicyTest | None:
+    section = Section(root.faults, path, value, ("from", "to", "expect"))
+    client = section.text("from", "name a client")
+    model = section.text("to", "name a model")
+    expect = section.choice("expect", ("allow", "deny"), required="write allow or deny")
+    if client is None or model is None or expect is None:
+        return None
+    return PolicyTest(index, client, model, expect == "allow")
