@@ -31,6 +31,8 @@ HELP = {
     "molecule": "the molecule scenario, or the molecule command given",
     "test": "every check of the repository",
 }
+# Nothing is installed only to remove things.
+WITHOUT_SETUP = {"down", "clean"}
 
 
 def verbs(rest: list[str]) -> dict[str, Callable[[], object]]:
@@ -55,6 +57,7 @@ def verbs(rest: list[str]) -> dict[str, Callable[[], object]]:
         collection.run("molecule", *(rest or ["test"]))
 
     return {
+        "setup": lambda: None,
         "up": up,
         "down": lab.down,
         "status": lab.status,
@@ -86,13 +89,12 @@ def main() -> int:
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="options of the verb")
     options = parser.parse_args()
     try:
-        with lock(LAB / "setup.lock"):
-            setup.setup()
-        if options.verb == "setup":
-            return 0
-        if sys.prefix != str(setup.VENV):
-            python = str(setup.venv_python())
-            os.execv(python, [python, "-m", "tests.lab", *sys.argv[1:]])
+        if options.verb not in WITHOUT_SETUP:
+            with lock(LAB / "setup.lock"):
+                setup.setup()
+            if options.verb != "setup" and sys.prefix != str(setup.VENV):
+                python = str(setup.venv_python())
+                os.execv(python, [python, "-m", "tests.lab", *sys.argv[1:]])
         verbs(options.rest)[options.verb]()
     except LabError as error:
         print(f"\n{error}", file=sys.stderr)

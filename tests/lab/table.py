@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
-import yaml
-
 from tests.lab.shell import ROOT, LabError
 
 INVENTORY = ROOT / "inventories" / "lab"
@@ -112,6 +110,8 @@ def _host(name: str, variables: dict[str, Any], networks: dict[str, Network], ro
 
 def load() -> Table:
     """Read the inventory."""
+    import yaml  # not there before setup, and what only removes things needs no setup
+
     top = yaml.safe_load((INVENTORY / "hosts.yml").read_text(encoding="utf-8"))["all"]
     networks = {name: Network(name, **values) for name, values in top["vars"]["moat_lab_networks"].items()}
     raw = _hosts(top, {})

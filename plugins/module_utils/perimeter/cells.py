@@ -1,8 +1,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 """Expected reachability, worked out from the very plans that the hosts enforce.
 
-A cell without a path is a TCP connection. A cell with a path is a request to the gateway: with the source's own client certificate
-(identity own, client named) or with none; a request is allowed only if identity, address and model match.
+A cell without a path is a TCP connection. A cell with a path is a request to the gateway: with the source's own client
+certificate (identity own, client named) or with none; a request is allowed only if identity, address and model match.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""What needs more than one value of the intent to judge: overlaps, references, ports, families, the policy's own tests."""
+"""What needs more than one value to judge: overlaps, references, ports, families, the policy's own tests."""
 
 from __future__ import annotations
 
@@ -200,7 +200,8 @@ def run_tests(intent: Intent, allowed: dict[str, set[str]], faults: Faults) -> N
             continue
         path = f"{ROOT}.tests[{test.index}]"
         models = ", ".join(sorted(allowed.get(test.client, set()))) or "none"
-        problem = f"fails: {test.client} to {test.model} is {'allow' if allow else 'deny'} in the plan, whose models for {test.client} are: {models}"
+        verdict = f"{test.client} to {test.model} is {'allow' if allow else 'deny'} in the plan"
+        problem = f"fails: {verdict}, whose models for {test.client} are: {models}"
         verb = f"remove {test.model} from" if allow else f"add {test.model} to"
         faults.add(
             path,

@@ -88,8 +88,8 @@ def digest(intent: Intent, hosts: dict[str, Host]) -> str:
 def compile_intent(intent: Any, inventory: dict[str, Any]) -> Plan:
     """Compile `moat_perimeter`; raises IntentError with every fault when it is refused.
 
-    `inventory` is `{"hosts": {name: variables}, "groups": {name: [host, ...]}}`. Variables other than the hosts' own moat_* keys and
-    ansible_host are not looked at.
+    `inventory` is `{"hosts": {name: variables}, "groups": {name: [host, ...]}}`. Of the variables only those that begin with
+    moat_ and ansible_host are looked at.
     """
     if not HAS_NETADDR:
         remedy = "install it for the Python that runs Ansible on the controller: pip install netaddr"

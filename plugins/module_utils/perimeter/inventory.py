@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.addresses import (
@@ -43,6 +45,14 @@ HOST_KEYS = (
 ALL = "all"
 
 
+@lru_cache(maxsize=1024)
+def nearest_key(key: str) -> str | None:
+    """The host key that a name is a slip of: other moat_ variables belong to roles and stay unread."""
+    if key in HOST_KEYS or not key.startswith("moat_"):
+        return None
+    return next(iter(difflib.get_close_matches(key, HOST_KEYS, n=1, cutoff=0.88)), None)
+
+
 class Inventory:
     """Hosts and groups as the caller read them: plain dicts, lists and strings."""
 
@@ -72,9 +82,9 @@ class Inventory:
         path = f"hostvars.{name}"
         find_secrets({key: item for key, item in variables.items() if key in HOST_KEYS}, path, self.faults)
         for key in variables:
-            close = [] if key in HOST_KEYS else difflib.get_close_matches(key, HOST_KEYS, n=1, cutoff=0.88)
-            if close and key.startswith("moat_"):
-                self.faults.add(f"{path}.{key}", Absent, "is an unknown key", f"write {close[0]!r}")
+            meant = nearest_key(key)
+            if meant:
+                self.faults.add(f"{path}.{key}", Absent, "is an unknown key", f"write {meant!r}")
         segment = variables.get("moat_segment")
         probe = variables.get("moat_probe")
         if probe is not None and not isinstance(probe, bool):
@@ -174,10 +184,9 @@ class Inventory:
     ) -> None:
         sources = intent.admin.sources if intent.admin else ()
         own = [(f"{path}.moat_address{address.family}", address) for address in addresses]
-        try:
+        # ansible_host may be a name: what it stands for is not known here.
+        with suppress(AddressError):
             own.append((f"{path}.ansible_host", parse_address(str(variables.get("ansible_host")))))
-        except AddressError:
-            pass  # a name: what it stands for is not known here
         for here, address in own:
             for source in sources:
                 if source.holds(address):

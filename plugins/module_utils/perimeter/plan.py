@@ -131,8 +131,8 @@ class Planner:
                 sources,
                 "administration reads the gateway's metrics",
             )
-        for client, others in self.edges(name).items():
-            yield from self._edge_rules(host, client, others)
+        for client_name, others in self.edges(name).items():
+            yield from self._edge_rules(host, client_name, others)
         for client in self.clients_on.get(name, ()):
             if client.port is not None:
                 yield {
@@ -384,8 +384,8 @@ def rule(
         "chain": chain,
         "protocol": protocol,
         "ports": list(ports),
-        "peers4": peers[4],
-        "peers6": peers[6],
+        "peers4": list(peers[4]),
+        "peers6": list(peers[6]),
         "comment": comment,
     }
     if segment:

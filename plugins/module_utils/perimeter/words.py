@@ -33,14 +33,12 @@ def host_words(planner: Planner, plan: dict[str, Any]) -> list[str]:
     if "ca" in plan:
         for name, who in (("in-ca-gateways", "the gateways"), ("in-ca-clients", "the client hosts")):
             if name in rules:
-                lines.append(
-                    f"{who} ({peers_of(rules[name])}) may reach the certificate authority on {ports_of(rules[name])} [{name}]."
-                )
+                peers, ports = peers_of(rules[name]), ports_of(rules[name])
+                lines.append(f"{who} ({peers}) may reach the certificate authority on {ports} [{name}].")
     if "out-ca" in rules:
         own = listed(item["common_name"] for item in plan["certificate"])
-        lines.append(
-            f"{host} may reach the certificate authority on {plan['certificate_ca']['host']}, {ports_of(rules['out-ca'])}, for {own} [out-ca]."
-        )
+        target = f"{plan['certificate_ca']['host']}, {ports_of(rules['out-ca'])}"
+        lines.append(f"{host} may reach the certificate authority on {target}, for {own} [out-ca].")
     for service in planner.services_of.get(host, ()):
         rule = rules[names.rule_id("out-service", service.name)]
         lines.append(f"{host} may reach {peers_of(rule)} on {ports_of(rule)}, service {service.name} [{rule['id']}].")
@@ -74,9 +72,8 @@ def _client_at_connector(host: str, client: dict[str, Any], rules: dict[str, Any
     lines.append(f"local user {users} may use the connector of {name} at {client['socket']}.")
     local = names.rule_id("local-connector", name)
     if local in rules:
-        lines.append(
-            f"local user {users} may use the connector of {name} at http://127.0.0.1:{client['port']}; other users may not [{local}]."
-        )
+        url = f"http://127.0.0.1:{client['port']}"
+        lines.append(f"local user {users} may use the connector of {name} at {url}; other users may not [{local}].")
     return lines
 
 

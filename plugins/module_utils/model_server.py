@@ -1,0 +1,118 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""What the model_server role may ask of an engine: names, sockets, arguments and environment, all faults at once."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+LABEL = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+UNIT = re.compile(r"^moat-model@([a-z0-9-]+)\.service$")
+ROLE_SETS = "the role sets it"
+OPENS = "it would open the server"
+LOGS = "it would write prompts or answers to the log"
+RUNS = "it would run code from beside the weights"
+# argument of `vllm serve` 0.32 -> why an operator may not give it
+ARGUMENTS = {
+    "--uds": ROLE_SETS,
+    "--model": ROLE_SETS,
+    "--served-model-name": ROLE_SETS,
+    "--shutdown-timeout": ROLE_SETS,
+    "--host": OPENS,
+    "--port": OPENS,
+    "--grpc-port": OPENS,
+    "--config": "it would hide arguments from this check",
+    "--api-key": "it would show in the process list; the gateway authenticates",
+    "--allowed-local-media-path": "it would let a request read files of the host",
+    "--enable-log-requests": LOGS,
+    "--enable-log-outputs": LOGS,
+    "--enable-log-deltas": LOGS,
+    "--log-error-stack": LOGS,
+    "--log-config-file": LOGS,
+    "--otlp-traces-endpoint": LOGS,
+    "--collect-detailed-traces": LOGS,
+    "--profiler-config": LOGS,
+    "--trust-remote-code": RUNS,
+    "--tool-parser-plugin": RUNS,
+    "--reasoning-parser-plugin": RUNS,
+    "--middleware": RUNS,
+}
+ENVIRONMENT = {
+    "VLLM_SERVER_DEV_MODE": OPENS,
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": OPENS,
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": OPENS,
+    "VLLM_API_KEY": "a secret does not belong into the environment; the gateway authenticates",
+    "VLLM_LOGGING_LEVEL": LOGS,
+    "VLLM_LOGGING_CONFIG_PATH": LOGS,
+    "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": LOGS,
+    "VLLM_DEBUG_DUMP_PATH": LOGS,
+    "VLLM_TRACE_FUNCTION": LOGS,
+    "PYTHONOPTIMIZE": "vLLM checks input with assert statements",
+    "PYTHONPATH": RUNS,
+    "PYTHONHOME": RUNS,
+    "VLLM_PLUGINS": ROLE_SETS,
+    "VLLM_NO_USAGE_STATS": ROLE_SETS,
+    "DO_NOT_TRACK": ROLE_SETS,
+    "HF_HUB_OFFLINE": ROLE_SETS,
+    "TRANSFORMERS_OFFLINE": ROLE_SETS,
+    "HOME": ROLE_SETS,
+}
+
+
+def system_user(name: str) -> str:
+    """Return the user of a model; useradd(8) takes 32 characters at most."""
+    user = f"moat-model-{name}"
+    if len(user) <= 31:
+        return user
+    return "moat-model-" + hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def argument_faults(arguments: Sequence[str]) -> list[tuple[int, str]]:
+    """Return index and reason of each argument that is refused."""
+    faults = []
+    for index, argument in enumerate(arguments):
+        # vLLM's parser takes underscores for dashes, argparse(3) any unambiguous beginning, and --no-x turns x off
+        flag = argument.split("=", 1)[0].replace("_", "-")
+        if not flag.startswith("--"):
+            continue
+        for forbidden, reason in ARGUMENTS.items():
+            if flag == forbidden or (len(flag) > 4 and forbidden.startswith(flag)):
+                faults.append((index, f"{argument} is refused ({forbidden}): {reason}"))
+                break
+    return faults
+
+
+def model_faults(models: Sequence[Mapping[str, Any]], environment: Mapping[str, str]) -> list[str]:
+    """Return every fault of the desired models, each with its key and a remedy."""
+    faults = []
+    seen: dict[str, set[str]] = {"name": set(), "socket": set()}
+    for index, model in enumerate(models):
+        key = f"model_server_models[{index}]"
+        for field, values in seen.items():
+            if model[field] in values:
+                faults.append(f"{key}.{field}: {model[field]} is there twice; give each model its own")
+            values.add(model[field])
+        if not LABEL.match(model["name"]):
+            faults.append(f"{key}.name: {model['name']!r} is no DNS label; use a-z, 0-9 and -")
+        expected = f"/run/moat-model/{model['name']}/"
+        if not model["socket"].startswith(expected) or "/" in model["socket"][len(expected) :]:
+            faults.append(f"{key}.socket: {model['socket']} must be a file in {expected}")
+        # sun_path of unix(7), with its closing NUL
+        if len(model["socket"]) > 107:
+            faults.append(f"{key}.socket: {model['socket']} is longer than 107 bytes; shorten the name")
+        if not model["source"].startswith(("/srv/", "/var/lib/", "/opt/", "/mnt/")):
+            faults.append(f"{key}.source: {model['source']} must lie below /srv, /var/lib, /opt or /mnt")
+        faults += [f"{key}.engine_args[{at}]: {reason}" for at, reason in argument_faults(model["engine_args"])]
+    for name, reason in ENVIRONMENT.items():
+        if name in environment:
+            faults.append(f"model_server_environment.{name}: {reason}; leave it out")
+    return faults
+
+
+def stale_units(present: Iterable[str], names: Iterable[str]) -> list[str]:
+    """Return the names of models that have a unit on the host and are no longer wanted."""
+    wanted = set(names)
+    matches = (UNIT.match(name) for name in present)
+    return sorted(match.group(1) for match in matches if match and match.group(1) not in wanted)
