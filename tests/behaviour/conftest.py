@@ -26,9 +26,14 @@ def inventory(request: pytest.FixtureRequest) -> str:
 def at(inventory: str) -> Callable[[str], Any]:
     """The testinfra host of an inventory name: at("gpu1").run("true")."""
 
+    ssh_config = LAB.parents[1] / ".lab" / "ssh" / "config"
+
     @cache
     def host(name: str) -> Any:
-        return testinfra.get_host(f"ansible://{name}", ansible_inventory=inventory)
+        # testinfra does not template an inventory's SSH arguments; the lab's are in a file, others are asked through Ansible.
+        if Path(inventory).resolve() == LAB:
+            return testinfra.get_host(f"ssh://{name}", ssh_config=str(ssh_config), controlpersist=60)
+        return testinfra.get_host(f"ansible://{name}", ansible_inventory=inventory, force_ansible=True)
 
     return host
 
