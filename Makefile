@@ -10,8 +10,8 @@ help: ## this list
 demo: ## set up, build the lab, converge, show who gets an answer and who does not
 	@$(LAB) demo
 
-test: ## every check of the repository
-	@$(LAB) test
+test: ## every check of the repository; some of them with ONLY="ruff units"
+	@$(LAB) test $(ONLY)
 
 setup: ## install what the lab needs on this machine
 	@$(LAB) setup

@@ -1,0 +1,1 @@
+"""Every check of the repository: `python -m tests.checks [name ...]`."""

@@ -1,0 +1,90 @@
+"""Run the checks, go on after a failure, close with a line of counts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.checks import built, scenario, static
+from tests.lab.shell import LAB, LabError, remove_tree, say
+
+JUNIT = LAB / "junit"
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    run: Callable[[], object]
+
+
+CHECKS = [
+    Check("format", static.formatting),
+    Check("ruff", static.ruff),
+    Check("yamllint", static.yamllint),
+    Check("shellcheck", static.shellcheck),
+    Check("build", built.build),
+    Check("mypy", static.mypy),
+    Check("rules", static.rules),
+    Check("ansible-lint", static.ansible_lint),
+    Check("changelog", static.changelog),
+    Check("docs", built.docs),
+    Check("galaxy-importer", built.galaxy_importer),
+    Check("sanity", built.sanity),
+    Check("units", built.units),
+    Check("molecule", scenario.molecule),
+    Check("faults", scenario.faults),
+    Check("bench", scenario.bench),
+    Check("down", scenario.down),
+]
+NAMES = [check.name for check in CHECKS]
+
+
+def counted() -> tuple[int, int, int]:
+    """Passed, failed and skipped tests of every pytest run that left its results in .lab/junit."""
+    passed = failed = skipped = 0
+    for path in sorted(JUNIT.glob("*.xml")):
+        for suite in ElementTree.parse(path).getroot().iter("testsuite"):
+            number = {key: int(suite.get(key, "0")) for key in ("tests", "failures", "errors", "skipped")}
+            failed += number["failures"] + number["errors"]
+            skipped += number["skipped"]
+            passed += number["tests"] - number["failures"] - number["errors"] - number["skipped"]
+    return passed, failed, skipped
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make test ONLY=", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=", ".join(NAMES))
+    wanted = parser.parse_args().names
+    unknown = sorted(set(wanted) - set(NAMES))
+    if unknown:
+        parser.error(f"no such check: {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    remove_tree(JUNIT)
+    JUNIT.mkdir(parents=True)
+    outcome: dict[str, str] = {}
+    for check in CHECKS:
+        if wanted and check.name not in wanted:
+            continue
+        say(f"\n== {check.name}")
+        started = time.monotonic()
+        try:
+            check.run()
+            outcome[check.name] = "passed"
+        except LabError as error:
+            say(str(error))
+            outcome[check.name] = "FAILED"
+        say(f"== {check.name}: {outcome[check.name]}, {time.monotonic() - started:.0f} s")
+    passed, failed, skipped = counted()
+    bad = [name for name, word in outcome.items() if word != "passed"]
+    say(f"\nchecks: {len(outcome) - len(bad)} passed, failed: {', '.join(bad) or 'none'}")
+    # A check that failed without a failed test counts as one.
+    failed += len(bad) if not failed else 0
+    say(f"{passed + len(outcome) - len(bad)} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
+    return 1 if bad or failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
