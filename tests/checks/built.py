@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -11,7 +12,8 @@ from pathlib import Path
 from tests.checks.static import INSTALLED
 from tests.lab import collection
 from tests.lab.collection import environment, tool
-from tests.lab.shell import LAB, ROOT, LabError, remove_tree, say, write
+from tests.lab.setup import VENV
+from tests.lab.shell import LAB, ROOT, LabError, capture, remove_tree, say, write
 
 TREE = LAB / "ansible-test" / "ansible_collections" / "moat" / "inference"
 PYTHON = "3.11"
@@ -40,8 +42,9 @@ SHIPPED = (
     "plugins/action/compile.py",
 )
 # The tool asks a host outside the package registries for this; ensurepip has what it needs.
-GET_PIP = """import ensurepip, os, subprocess, sys
-ensurepip.bootstrap(default_pip=True)
+GET_PIP = """import subprocess, sys
+# in a process of its own, for it switches pip's configuration off
+subprocess.check_call([sys.executable, '-m', 'ensurepip', '--default-pip'])
 words = [word for word in sys.argv[1:] if word not in ('--no-setuptools', '--no-wheel')]
 if words:
     sys.exit(subprocess.call([sys.executable, '-m', 'pip', 'install', *words]))
@@ -72,27 +75,40 @@ def tarball() -> Path:
     return found[0]
 
 
+def pip_versions() -> list[str]:
+    """The versions of pip that this ansible-test may want to begin with."""
+    source = next(VENV.glob("lib/python*/site-packages/ansible_test/_internal/python_requirements.py"))
+    return re.findall(r"""pip=['"]([0-9.]+)['"]""", source.read_text(encoding="utf-8"))
+
+
 def _ansible_test(*arguments: str) -> None:
     """ansible-test works on a copy, for it writes its results beside what it tests."""
     if not INSTALLED.is_dir():
         raise LabError("the collection is not installed: run the check `build` first")
-    kept = TREE / "tests" / "output" / ".tmp"
-    if not kept.is_dir():
-        remove_tree(TREE)
-    TREE.mkdir(parents=True, exist_ok=True)
-    for entry in [item for item in TREE.iterdir() if item.name != "tests"] + list((TREE / "tests").glob("[!o]*")):
-        remove_tree(entry)
+    for entry in TREE.glob("*"):
+        # its own environments and results stay: they are slow to make
+        for item in [entry] if entry.name != "tests" else entry.glob("[!o]*"):
+            remove_tree(item)
     shutil.copytree(INSTALLED, TREE, dirs_exist_ok=True)
-    for version in ("21_3_1", "24_0", "25_0"):
-        seed = Path("~/.ansible/test/cache").expanduser() / f"get_pip_{version}.py"
+    # a checkout of its own: inside of ours, whose .gitignore names it, ansible-test would find no file
+    if not (TREE / ".git").is_dir():
+        capture(["git", "init", "--quiet", str(TREE)])
+        write(TREE / ".git" / "info" / "exclude", "/tests/output/\n")
+    for version in pip_versions():
+        seed = Path("~/.ansible/test/cache").expanduser() / f"get_pip_{version.replace('.', '_')}.py"
         if not seed.is_file():
             write(seed, GET_PIP)
-    # ansible-test takes all of the tree when it is no git checkout of its own
-    settings = {**environment(), "GIT_CEILING_DIRECTORIES": str(TREE.parent), "ANSIBLE_CONFIG": os.devnull}
+    settings = {**environment(), "ANSIBLE_CONFIG": os.devnull}
     command = tool("ansible-test", *arguments, "--venv", "--python", PYTHON, "--color", "no", "--truncate", "0")
-    done = subprocess.run(command, cwd=TREE, env=settings, check=False)
+    log = LAB / "log" / f"ansible-test-{arguments[0]}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w", encoding="utf-8") as handle:
+        done = subprocess.run(command, cwd=TREE, env=settings, check=False, stdout=handle, stderr=subprocess.STDOUT)
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     if done.returncode:
-        raise LabError(f"ansible-test {arguments[0]} failed with {done.returncode}")
+        told = [line for line in lines if line.startswith(("ERROR", "FATAL"))] if arguments[0] == "sanity" else lines
+        tail = "\n".join(told[-80:])
+        raise LabError(f"ansible-test {arguments[0]} failed with {done.returncode}; the log is {log}\n{tail}")
 
 
 def sanity() -> None:

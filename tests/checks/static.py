@@ -51,13 +51,13 @@ def _is_shell(name: str) -> bool:
 
 def mypy() -> None:
     """The collection's Python from where it is installed, where its imports resolve; the lab and the checks from here."""
-    environment_ = {**environment(), "MYPYPATH": str(COLLECTIONS)}
+    inside = INSTALLED.relative_to(COLLECTIONS)
     for where, names in (
-        (INSTALLED, ["plugins/module_utils", "plugins/filter"]),
+        (COLLECTIONS, [str(inside / "plugins" / kind) for kind in ("module_utils", "modules", "filter")]),
         (ROOT, ["tests/lab", "tests/checks"]),
     ):
         settings = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(LAB / "mypy")]
-        done = subprocess.run(tool("mypy", *settings, *names), cwd=where, env=environment_, check=False)
+        done = subprocess.run(tool("mypy", *settings, *names), cwd=where, env=environment(), check=False)
         if done.returncode:
             raise LabError(f"mypy {' '.join(names)} failed with {done.returncode}")
 
