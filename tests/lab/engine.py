@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from tests.lab import podman
-from tests.lab.shell import CACHE, ROOT, LabError, Step, capture, privileged, remove_tree, write
+from tests.lab.shell import CACHE, ROOT, LabError, Step, capture, lock, privileged, remove_tree, write
 
 VERSION = "0.32.0"
 LOCK = Path(
@@ -16,12 +16,14 @@ LOCK = Path(
 HOME = "/opt/moat/engine"
 TREE = f"{HOME}/vllm-{VERSION}"
 BUILDER = f"{podman.PREFIX}build"
-# Hosts without a way out cannot ask an index, so dependencies come from the lock alone.
+# Hosts without a way out cannot ask an index, so dependencies come from the lock alone. What a killed run had fetched lies
+# in /wheels, pip's cache, and is not fetched again.
 SCRIPT = """set -eu
 python3 -m venv "$1"
-"$1/bin/pip" install --no-cache-dir --progress-bar off --no-compile --no-deps --require-hashes -r /lock
+"$1/bin/pip" install --cache-dir /wheels --progress-bar off --no-compile --no-deps --require-hashes \\
+  --only-binary=:all: -r /lock
 echo "compiling to byte code"
-"$1/bin/python" -m compileall -q -j 0 "$1/lib" || true
+"$1/bin/python" -m compileall -q -j 0 "$1/lib" >/dev/null 2>&1 || true
 "$1/bin/python" -c 'import torch, vllm; print("vllm", vllm.__version__, "torch", torch.__version__)'
 """
 
@@ -39,18 +41,27 @@ def ensure(image: str) -> Path:
     """Install the engine unless the cache has it; a virtual environment cannot move, so it is made where it is read."""
     if not LOCK.is_file():
         raise LabError(f"{LOCK} is missing: it says which engine to install.")
-    if present():
-        return folder()
-    target, partial = folder(), CACHE / f"engine-{os.getpid()}.tmp"
-    partial.mkdir(parents=True)
-    options, mounts = podman.environment_for_packages()
+    with lock(CACHE / "engine.lock"):
+        if not present():
+            _install(image, folder())
+    return folder()
+
+
+def _install(image: str, target: Path) -> None:
+    """Make the tree under another name, so that a killed run never leaves half of one under this name."""
+    partial, wheels = CACHE / "engine.tmp", CACHE / "wheels.tmp"
     capture(podman.podman("rm", "--force", "--ignore", "--time", "0", BUILDER))
+    remove_tree(partial)
+    partial.mkdir(parents=True)
+    wheels.mkdir(exist_ok=True)
+    options, mounts = podman.environment_for_packages()
+    places = [(LOCK, "/lock", "true"), (partial, HOME, "false"), (wheels, "/wheels", "false")]
+    mounts += [f"--mount=type=bind,src={here},dst={there},ro={ro}" for here, there, ro in places]
     with Step("engine from the Python package index (about 3 GB to fetch)") as step:
-        mounts += [f"--mount=type=bind,src={LOCK},dst=/lock,ro=true", f"--mount=type=bind,src={partial},dst={HOME}"]
         run = ["run", "--rm", "--name", BUILDER, "--network", "host", *options, *mounts, image]
         step.run(podman.podman(*run, "sh", "-c", SCRIPT, "sh", TREE))
     capture(privileged(["sh", "-c", 'chmod -R go-w "$1" && sync -f "$1"', "sh", str(partial)]))
-    remove_tree(target)
     write(partial / "complete", "\n")
+    for old in (target, wheels):
+        remove_tree(old)
     capture(privileged(["mv", "-T", str(partial), str(target)]))
-    return target
