@@ -62,19 +62,11 @@ class Plan:
 
     @property
     def changed(self) -> bool:
-        return bool(
-            self.directories
-            or self.files
-            or self.daemon_reload
-            or any(unit.actions for unit in self.units)
-        )
+        return bool(self.directories or self.files or self.daemon_reload or any(unit.actions for unit in self.units))
 
     def diff(self, states: Mapping[str, UnitState]) -> list[dict[str, str]]:
         """Return Ansible's diff list."""
-        entries = [
-            diff_entry(c.path, c.before, c.after, c.sensitive)
-            for c in self.directories + self.files
-        ]
+        entries = [diff_entry(c.path, c.before, c.after, c.sensitive) for c in self.directories + self.files]
         for unit in self.units:
             if unit.actions:
                 state = states[unit.name]
@@ -82,9 +74,7 @@ class Plan:
                     {
                         "before_header": unit.name,
                         "after_header": unit.name,
-                        "before": "{}, {}\n".format(
-                            state.active, state.enabled or "not enabled"
-                        ),
+                        "before": "{}, {}\n".format(state.active, state.enabled or "not enabled"),
                         "after": "will {}\n".format(", ".join(unit.actions)),
                     }
                 )
@@ -124,15 +114,11 @@ def plan_paths(
     for path in absent:
         if current[path].kind != "absent":
             plan.files.append(Change(path, current[path], ABSENT))
-    plan.daemon_reload = any(
-        change.path.startswith(UNIT_DIRECTORIES) for change in plan.files
-    )
+    plan.daemon_reload = any(change.path.startswith(UNIT_DIRECTORIES) for change in plan.files)
     return plan
 
 
-def plan_unit(
-    unit: Mapping[str, Any], state: UnitState, changed: Sequence[str]
-) -> UnitPlan:
+def plan_unit(unit: Mapping[str, Any], state: UnitState, changed: Sequence[str]) -> UnitPlan:
     """Return the systemctl verbs that bring a unit to its state after the given paths changed."""
     actions = []
     if unit["enabled"] is True and state.enabled not in (
@@ -156,15 +142,11 @@ def plan_unit(
     return UnitPlan(unit["name"], tuple(actions))
 
 
-def plan_units(
-    plan: Plan, units: Sequence[Mapping[str, Any]], states: Mapping[str, UnitState]
-) -> None:
+def plan_units(plan: Plan, units: Sequence[Mapping[str, Any]], states: Mapping[str, UnitState]) -> None:
     """Add the actions of all units to the plan."""
     changed = [change.path for change in plan.files]
     plan.units = [plan_unit(unit, states[unit["name"]], changed) for unit in units]
-    plan.daemon_reload = plan.daemon_reload or any(
-        states[unit["name"]].stale for unit in units
-    )
+    plan.daemon_reload = plan.daemon_reload or any(states[unit["name"]].stale for unit in units)
 
 
 def parse_show(text: str, names: Sequence[str]) -> dict[str, UnitState]:
@@ -180,7 +162,4 @@ def parse_show(text: str, names: Sequence[str]) -> dict[str, UnitState]:
             fields.get("LoadState", "not-found"),
         )
     # a host whose systemd cannot be asked (not booted yet, check mode in an image) counts as having no unit
-    return {
-        name: states.get(name, UnitState("inactive", "", False, "not-found"))
-        for name in names
-    }
+    return {name: states.get(name, UnitState("inactive", "", False, "not-found")) for name in names}

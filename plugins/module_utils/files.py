@@ -53,9 +53,7 @@ def read_state(path: str) -> FileState:
     if stat.S_ISREG(info.st_mode):
         with open(path, "rb") as handle:
             return FileState("file", handle.read(), *attributes)
-    return FileState(
-        "directory" if stat.S_ISDIR(info.st_mode) else "other", None, *attributes
-    )
+    return FileState("directory" if stat.S_ISDIR(info.st_mode) else "other", None, *attributes)
 
 
 def set_attributes(path: str, state: FileState) -> None:
@@ -79,9 +77,7 @@ def sync_directory(path: str) -> None:
 def stage(path: str, state: FileState) -> str:
     """Write state beside path under a temporary name and return that name. The candidate is never wider than its mode."""
     directory = os.path.dirname(path)
-    descriptor, candidate = tempfile.mkstemp(
-        prefix="." + os.path.basename(path) + ".", dir=directory
-    )
+    descriptor, candidate = tempfile.mkstemp(prefix="." + os.path.basename(path) + ".", dir=directory)
     try:
         with os.fdopen(descriptor, "wb") as handle:
             handle.write(state.content or b"")
@@ -105,18 +101,14 @@ def write(path: str, state: FileState) -> None:
     commit(stage(path, state), path)
 
 
-def diff_entry(
-    path: str, before: FileState, after: FileState, sensitive: bool = False
-) -> dict[str, str]:
+def diff_entry(path: str, before: FileState, after: FileState, sensitive: bool = False) -> dict[str, str]:
     """Return one entry of Ansible's diff list, attributes first, content after; a sensitive content is never shown."""
 
     def text(state: FileState) -> str:
         if state.kind == "absent":
             return ""
         mode = "" if state.mode is None else f"{state.mode:04o}"
-        head = "# {} {} {}:{}\n".format(
-            state.kind, mode, state.owner or "", state.group or ""
-        )
+        head = "# {} {} {}:{}\n".format(state.kind, mode, state.owner or "", state.group or "")
         if state.content is None:
             return head
         if sensitive:
@@ -124,11 +116,7 @@ def diff_entry(
         return head + state.content.decode("utf-8", "replace")
 
     shown_before, shown_after = text(before), text(after)
-    if (
-        sensitive
-        and before.content != after.content
-        and before.kind == after.kind == "file"
-    ):
+    if sensitive and before.content != after.content and before.kind == after.kind == "file":
         shown_after += "(content changed)\n"
     return {
         "before_header": path + ("" if before.kind != "absent" else " (absent)"),

@@ -129,9 +129,7 @@ class Host:
         """Ask systemd for all units in one call."""
         if not names:
             return {}
-        result = self._runner.run(
-            ["systemctl", "show", "-p", PROPERTIES, "--", *names], ok=(0, 1, 127)
-        )
+        result = self._runner.run(["systemctl", "show", "-p", PROPERTIES, "--", *names], ok=(0, 1, 127))
         return deploy.parse_show(result.stdout, names)
 
     def write(self, change: deploy.Change) -> None:
@@ -142,18 +140,13 @@ class Host:
             if change.before.kind == "absent":
                 os.mkdir(change.path, 0o700)
             files.set_attributes(change.path, change.after)
-        elif (
-            change.before.kind == "file"
-            and change.before.content == change.after.content
-        ):
+        elif change.before.kind == "file" and change.before.content == change.after.content:
             files.set_attributes(change.path, change.after)
         else:
             candidate = files.stage(change.path, change.after)
             try:
                 if change.validate:
-                    self._runner.run(
-                        [word.replace("%s", candidate) for word in change.validate]
-                    )
+                    self._runner.run([word.replace("%s", candidate) for word in change.validate])
                 files.commit(candidate, change.path)
             except BaseException:
                 if os.path.exists(candidate):
@@ -169,20 +162,14 @@ class Host:
             for action in unit.actions:
                 self._touched[unit.name] = states[unit.name].active
                 self._runner.run(["systemctl", action, "--", unit.name])
-        acted = [
-            unit.name
-            for unit in plan.units
-            if set(unit.actions) & {"start", "restart", "reload"}
-        ]
+        acted = [unit.name for unit in plan.units if set(unit.actions) & {"start", "restart", "reload"}]
         for name, state in self.unit_states(acted).items():
             if state.active == "failed":
                 journal = self._runner.run(
                     ["journalctl", "-u", name, "-n", "20", "--no-pager", "-o", "cat"],
                     ok=range(256),
                 )
-                raise RuntimeError(
-                    f"{name} failed right after its start: {journal.stdout.strip()}"
-                )
+                raise RuntimeError(f"{name} failed right after its start: {journal.stdout.strip()}")
 
     def undo(self, plan: deploy.Plan) -> list[str]:
         """Put everything back, newest first, and return what could not be put back."""
@@ -209,17 +196,13 @@ class Host:
         return faults
 
 
-def wrong_kinds(
-    params: dict[str, Any], current: dict[str, files.FileState]
-) -> list[str]:
+def wrong_kinds(params: dict[str, Any], current: dict[str, files.FileState]) -> list[str]:
     """Name every path that is there as something that this module must not replace."""
     faults = []
     for option, kind in (("directories", "directory"), ("files", "file")):
         for item in params[option]:
             if current[item["path"]].kind not in (kind, "absent"):
-                faults.append(
-                    "{} is there and is no {}; move it away".format(item["path"], kind)
-                )
+                faults.append("{} is there and is no {}; move it away".format(item["path"], kind))
     return faults + [
         f"{path} is a directory; only files are removed"
         for path in params["absent"]
@@ -277,25 +260,19 @@ def main() -> None:
     )
     params = module.params
     host = Host(Runner(module))
-    every_path = [
-        item["path"] for item in params["directories"] + params["files"]
-    ] + params["absent"]
+    every_path = [item["path"] for item in params["directories"] + params["files"]] + params["absent"]
     current = {path: files.read_state(path) for path in every_path}
     faults = wrong_kinds(params, current)
     if faults:
         module.fail_json(msg="; ".join(faults))
-    plan = deploy.plan_paths(
-        params["directories"], params["files"], params["absent"], current
-    )
+    plan = deploy.plan_paths(params["directories"], params["files"], params["absent"], current)
     states = host.unit_states([unit["name"] for unit in params["units"]])
     deploy.plan_units(plan, params["units"], states)
     report = {
         "changed": plan.changed,
         "diff": plan.diff(states),
         "changed_files": [change.path for change in plan.files],
-        "unit_actions": {
-            unit.name: list(unit.actions) for unit in plan.units if unit.actions
-        },
+        "unit_actions": {unit.name: list(unit.actions) for unit in plan.units if unit.actions},
     }
     if plan.changed and not module.check_mode:
         try:
@@ -304,19 +281,9 @@ def main() -> None:
             host.act(plan, states)
         except (OSError, KeyError, RuntimeError, CommandError) as error:
             left = host.undo(plan)
-            reason = (
-                f"no such user or group: {error}"
-                if isinstance(error, KeyError)
-                else str(error)
-            )
-            outcome = (
-                "but not completely: {}".format("; ".join(left))
-                if left
-                else "completely"
-            )
-            module.fail_json(
-                msg=f"{reason}. The previous state was restored {outcome}."
-            )
+            reason = f"no such user or group: {error}" if isinstance(error, KeyError) else str(error)
+            outcome = "but not completely: {}".format("; ".join(left)) if left else "completely"
+            module.fail_json(msg=f"{reason}. The previous state was restored {outcome}.")
     module.exit_json(**report)
 
 

@@ -127,22 +127,16 @@ from ansible_collections.moat.inference.plugins.module_utils import preflight
 from ansible_collections.moat.inference.plugins.module_utils.run import Runner
 
 
-def installed_versions(
-    runner: Runner, family: str, packages: list[str]
-) -> dict[str, str]:
+def installed_versions(runner: Runner, family: str, packages: list[str]) -> dict[str, str]:
     """Return the version of each of the packages that is installed."""
     if not packages:
         return {}
     if family == "debian":
         fields = "${Package}\\t${Version}\\t${db:Status-Abbrev}\\n"
-        return preflight.parse_dpkg(
-            runner.run(["dpkg-query", "-W", "-f", fields, *packages], ok=(0, 1)).stdout
-        )
+        return preflight.parse_dpkg(runner.run(["dpkg-query", "-W", "-f", fields, *packages], ok=(0, 1)).stdout)
     fields = "%{NAME}\\t%{VERSION}-%{RELEASE}\\n"
     # rpm's status is the number of packages that are not installed
-    return preflight.parse_rpm(
-        runner.run(["rpm", "-q", "--qf", fields, *packages], ok=range(256)).stdout
-    )
+    return preflight.parse_rpm(runner.run(["rpm", "-q", "--qf", fields, *packages], ok=range(256)).stdout)
 
 
 def lacks(names: list[str], lookup: Callable[[str], Any]) -> list[str]:
@@ -184,9 +178,7 @@ def main() -> None:
     module.exit_json(
         changed=False,
         missing_packages=[name for name in wanted["packages"] if name not in versions],
-        missing_commands=[
-            name for name in wanted["commands"] if not module.get_bin_path(name)
-        ],
+        missing_commands=[name for name in wanted["commands"] if not module.get_bin_path(name)],
         missing_users=lacks(wanted["users"], pwd.getpwnam),
         missing_groups=lacks(wanted["groups"], grp.getgrnam),
         missing_files=[path for path in wanted["files"] if not os.path.lexists(path)],
@@ -195,9 +187,7 @@ def main() -> None:
         distribution=release.get("ID", ""),
         distribution_version=release.get("VERSION_ID", ""),
         kernel=os.uname().release,
-        interfaces=preflight.interfaces_by_address(addresses.stdout)
-        if addresses.rc == 0
-        else {},
+        interfaces=preflight.interfaces_by_address(addresses.stdout) if addresses.rc == 0 else {},
         time_synchronized=clock_is_synchronized(),
     )
 
