@@ -1,9 +1,10 @@
-"""What the behaviour tests share. They run against any converged inventory: pytest tests/behaviour --ansible-inventory=DIR."""
+"""What the behaviour tests share. They run against any converged inventory.
+
+pytest tests/behaviour --ansible-inventory=DIR
+"""
 
 from __future__ import annotations
 
-import json
-import subprocess
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 import testinfra
-from ansible_collections.moat.inference.plugins.module_utils.perimeter.compiler import Plan, compile_intent
+
+from tests.lab import site
 
 LAB = Path(__file__).parents[2] / "inventories" / "lab"
 
@@ -39,21 +41,13 @@ def at(inventory: str) -> Callable[[str], Any]:
 
 
 @pytest.fixture(scope="session")
-def listing(inventory: str) -> dict[str, Any]:
-    """The inventory as ansible-inventory prints it."""
-    done = subprocess.run(["ansible-inventory", "-i", inventory, "--list"], capture_output=True, text=True, check=True)
-    return dict(json.loads(done.stdout))
-
-
-@pytest.fixture(scope="session")
-def plan(listing: dict[str, Any]) -> Plan:
+def plan(inventory: str) -> Any:
     """The compiled perimeter: plan.host("gpu1") is what the roles of gpu1 were handed."""
-    variables = listing["_meta"]["hostvars"]
-    groups = {name: sorted(_members(listing, name)) for name in listing if name != "_meta"}
-    intent = next(item["moat_perimeter"] for item in variables.values() if "moat_perimeter" in item)
-    return compile_intent(intent, {"hosts": variables, "groups": groups})
+    return site.compiled(inventory)
 
 
-def _members(listing: dict[str, Any], group: str) -> set[str]:
-    entry = listing.get(group, {})
-    return set(entry.get("hosts", ())).union(*(_members(listing, child) for child in entry.get("children", ())))
+@pytest.fixture(scope="session", autouse=True)
+def reachable(inventory: str) -> None:
+    """The lab's router knows the way to the link addresses, so that it is their host that refuses."""
+    if Path(inventory).resolve() == LAB:
+        site.teach_router()
