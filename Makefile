@@ -1,8 +1,10 @@
 # Thin on purpose: the work is in tests/lab. Paths are relative, so a checkout whose path has a space works.
 SHELL := /bin/sh
+# PYTHON names the interpreter of `make versions`.
+export PYTHON
 LAB := python3 -m tests.lab
 .DEFAULT_GOAL := help
-.PHONY: help demo test setup lab-up lab-status lab-shell lab-down converge verify plan molecule bench build clean
+.PHONY: help demo test versions setup lab-up lab-status lab-shell lab-down converge verify plan molecule bench build clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -12,6 +14,9 @@ demo: ## set up, build the lab, converge, show who gets an answer and who does n
 
 test: ## every check of the repository; some of them with ONLY="ruff units"
 	@$(LAB) test $(ONLY)
+
+versions: ## sanity and units under each ansible-core that is promised: make versions ONLY=2.20 PYTHON=python3.12
+	@$(LAB) versions $(ONLY)
 
 setup: ## install what the lab needs on this machine
 	@$(LAB) setup

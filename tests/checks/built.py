@@ -75,14 +75,16 @@ def tarball() -> Path:
     return found[0]
 
 
-def pip_versions() -> list[str]:
+def pip_versions(programs: Path) -> list[str]:
     """The versions of pip that this ansible-test may want to begin with."""
-    source = next(VENV.glob("lib/python*/site-packages/ansible_test/_internal/python_requirements.py"))
+    source = next(programs.glob("lib/python*/site-packages/ansible_test/_internal/python_requirements.py"))
     return re.findall(r"""pip=['"]([0-9.]+)['"]""", source.read_text(encoding="utf-8"))
 
 
-def _ansible_test(*arguments: str) -> None:
-    """ansible-test works on a copy, for it writes its results beside what it tests."""
+def ansible_test(
+    what: str, *, programs: Path = VENV, python: str = PYTHON, settings: dict[str, str] | None = None
+) -> None:
+    """Run ansible-test on a copy, for it writes its results beside what it tests."""
     if not INSTALLED.is_dir():
         raise LabError("the collection is not installed: run the check `build` first")
     for entry in TREE.glob("*"):
@@ -94,29 +96,30 @@ def _ansible_test(*arguments: str) -> None:
     if not (TREE / ".git").is_dir():
         capture(["git", "init", "--quiet", str(TREE)])
         write(TREE / ".git" / "info" / "exclude", "/tests/output/\n")
-    for version in pip_versions():
+    for version in pip_versions(programs):
         seed = Path("~/.ansible/test/cache").expanduser() / f"get_pip_{version.replace('.', '_')}.py"
         if not seed.is_file():
             write(seed, GET_PIP)
-    settings = {**environment(), "ANSIBLE_CONFIG": os.devnull}
-    command = tool("ansible-test", *arguments, "--venv", "--python", PYTHON, "--color", "no", "--truncate", "0")
-    log = LAB / "log" / f"ansible-test-{arguments[0]}.log"
+    variables = {**environment(), **(settings or {}), "ANSIBLE_CONFIG": os.devnull}
+    program = str(programs / "bin" / "ansible-test")
+    command = [program, what, "--venv", "--python", python, "--color", "no", "--truncate", "0"]
+    log = LAB / "log" / f"ansible-test-{what}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as handle:
-        done = subprocess.run(command, cwd=TREE, env=settings, check=False, stdout=handle, stderr=subprocess.STDOUT)
+        done = subprocess.run(command, cwd=TREE, env=variables, check=False, stdout=handle, stderr=subprocess.STDOUT)
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     if done.returncode:
-        told = [line for line in lines if line.startswith(("ERROR", "FATAL"))] if arguments[0] == "sanity" else lines
+        told = [line for line in lines if line.startswith(("ERROR", "FATAL"))] if what == "sanity" else lines
         tail = "\n".join(told[-80:])
-        raise LabError(f"ansible-test {arguments[0]} failed with {done.returncode}; the log is {log}\n{tail}")
+        raise LabError(f"ansible-test {what} failed with {done.returncode}; the log is {log}\n{tail}")
 
 
 def sanity() -> None:
-    _ansible_test("sanity")
+    ansible_test("sanity")
 
 
 def units() -> None:
-    _ansible_test("units")
+    ansible_test("units")
     for path in (TREE / "tests" / "output" / "junit").glob("*.xml"):
         shutil.copy(path, LAB / "junit" / f"units-{path.name}")
 

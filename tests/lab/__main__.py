@@ -30,6 +30,7 @@ HELP = {
     "bench": "time and count the site playbook",
     "molecule": "the molecule scenario, or the molecule command given",
     "test": "every check of the repository",
+    "versions": "sanity and units under each ansible-core that is promised",
 }
 # Nothing is installed only to remove things.
 WITHOUT_SETUP = {"down", "clean"}
@@ -76,6 +77,7 @@ def verbs(rest: list[str]) -> dict[str, Callable[[], object]]:
         "bench": lambda: collection.module("tests.lab.bench", *rest),
         "molecule": molecule,
         "test": lambda: collection.module("tests.checks", *rest),
+        "versions": lambda: collection.module("tests.checks.versions", *rest),
     }
 
 
