@@ -1,0 +1,267 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The table of the firewall module in the language of nft(8), and its comparison with what the kernel has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import collapse_addresses
+from typing import Any
+
+from ansible_collections.moat.inference.plugins.module_utils.firewall_policy import (
+    Address,
+    Policy,
+    Rule,
+)
+
+TABLE = "inet moat"
+FAMILIES = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
+HOOKS = ("input", "forward", "output")
+HANDOVER = "handover"
+# destroy would say it in one line, but nft 1.0.6 does not know it
+DELETE = f"table {TABLE}\ndelete table {TABLE}\n"
+HEAD = "# Managed by moat.inference.\n"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What separates the kernel from the candidate: nothing, elements of some sets, or the table."""
+
+    kind: str
+    sets: tuple[str, ...] = ()
+
+
+@dataclass
+class Listing:
+    """A table as the kernel lists it, without handles, counters and what expires by itself."""
+
+    objects: dict[tuple[str, str], Any]
+    rules: dict[str, list[Any]]
+    elements: dict[str, list[Any]]
+
+
+def closed() -> str:
+    """A ruleset that closes a host without the table and leaves one that is there as it is: all of it exists already."""
+    chains = "".join(
+        f"\tchain {hook} {{\n\t\ttype filter hook {hook} priority filter; policy drop;\n\t}}\n" for hook in HOOKS
+    )
+    return f"{HEAD}# Read before the ruleset, so that a host whose ruleset does not load boots closed.\ntable {TABLE} {{\n{chains}}}\n"
+
+
+def ruleset(policy: Policy) -> str:
+    """The whole ruleset, one transaction."""
+    chains = [
+        _chain("input", _input(policy)),
+        _chain("forward", _forward(policy)),
+        _chain("output", _output(policy)),
+        _chain("local", _local(policy)),
+        _chain("spoof", _spoof(policy)),
+    ]
+    return f"{HEAD}{DELETE}table {TABLE} {{\n" + "\n".join([*_sets(policy), *chains]) + "}\n"
+
+
+def set_name(rule: Rule, version: int) -> str:
+    """The name of a rule's set."""
+    return f"{rule.id}_{version}"
+
+
+def elements(rule: Rule, version: int) -> str:
+    """The elements of a rule's set, in the language of nft."""
+    networks: Iterable[Any] = collapse_addresses(rule.family(version))
+    return ", ".join(str(network) for network in networks)
+
+
+def elements_change(policy: Policy, names: Sequence[str]) -> str:
+    """One transaction that gives the named sets their elements; elements that the kernel merged cannot be deleted singly."""
+    lines = []
+    for rule in policy.rules:
+        for version, _proto, _type in FAMILIES:
+            name = set_name(rule, version)
+            if name in names:
+                lines.append(f"flush set {TABLE} {name}\n")
+                lines.append(f"add element {TABLE} {name} {{ {elements(rule, version)} }}\n")
+    return "".join(lines)
+
+
+def handover(policy: Policy, connections: Iterable[tuple[Address, int, Address, int]]) -> str:
+    """Elements for the connections that the rules admit, so that they survive the moment in which tracking begins."""
+    lines = []
+    for client, client_port, _server, port in connections:
+        if not client.is_loopback and policy.admits(client, port, None):
+            lines.append(f"add element {TABLE} {HANDOVER}_{client.version} {{ {client} . {client_port} }}\n")
+    return "".join(sorted(set(lines)))
+
+
+def _sets(policy: Policy) -> Iterable[str]:
+    for rule in policy.rules:
+        for version, _proto, kind in FAMILIES:
+            if rule.family(version):
+                yield (
+                    f"\tset {set_name(rule, version)} {{\n\t\ttype {kind}\n\t\tflags interval\n\t\tauto-merge\n"
+                    f"\t\telements = {{ {elements(rule, version)} }}\n\t}}\n"
+                )
+    for version, _proto, kind in FAMILIES:
+        yield f"\tset {HANDOVER}_{version} {{\n\t\ttype {kind} . inet_service\n\t\tflags timeout\n\t\ttimeout 5m\n\t}}\n"
+
+
+def _chain(name: str, lines: Iterable[str]) -> str:
+    head = [f"type filter hook {name} priority filter; policy drop;"] if name in HOOKS else []
+    return f"\tchain {name} {{\n" + "".join(f"\t\t{line}\n" for line in [*head, *lines]) + "\t}\n"
+
+
+def _allow(name: str, match: str) -> str:
+    return f'{match} counter accept comment "{name}"'
+
+
+def _deny(policy: Policy, name: str, match: str = "", verdict: str = "drop", flags: str = "") -> list[str]:
+    """The limit is on the log alone: every packet is counted and refused."""
+    prefix = f"{match} " if match else ""
+    return [
+        f'{prefix}limit rate {policy.log_rate} burst 5 packets log prefix "moat {name} " level info{flags}',
+        f'{prefix}counter {verdict} comment "{name}"',
+    ]
+
+
+def _tracked(hook: str) -> list[str]:
+    return [
+        _allow(f"allow-established-{hook}", "ct state established"),
+        # errors about a flow, packet-too-big among them; nothing else may open a port by being related
+        _allow(f"allow-errors-{hook}", "ct state related meta l4proto { icmp, icmpv6 }"),
+    ]
+
+
+def _input(policy: Policy) -> Iterable[str]:
+    yield _allow("allow-loopback-input", 'iifname "lo"')
+    yield from _tracked("input")
+    yield _allow("allow-neighbours-input", "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255")
+    yield _allow("allow-routers-input", f"{_not_segments(policy)}icmpv6 type nd-router-advert ip6 hoplimit 255")
+    yield _allow("allow-multicast-input", "ip6 saddr fe80::/10 icmpv6 type mld-listener-query ip6 hoplimit 1")
+    yield from _deny(policy, "deny-invalid-input", "ct state invalid")
+    yield "jump spoof"
+    for rule in policy.of_chain("input"):
+        yield from _accepts(rule, "iifname", "saddr", f"{rule.protocol} dport {_values(rule.ports)}")
+    yield from _deny(policy, "deny-input")
+
+
+def _forward(policy: Policy) -> Iterable[str]:
+    yield from _tracked("forward")
+    yield from _deny(policy, "deny-invalid-forward", "ct state invalid")
+    yield "jump spoof"
+    for rule in policy.of_chain("forward"):
+        # the port that was asked for, before a container engine translated it
+        asked = f"meta l4proto {rule.protocol} ct original proto-dst {_values(rule.ports)}"
+        yield from _accepts(rule, "iifname", "saddr", asked)
+    yield from _deny(policy, "deny-forward")
+
+
+def _output(policy: Policy) -> Iterable[str]:
+    yield 'oifname "lo" jump local'
+    yield from _tracked("output")
+    yield _allow(
+        "allow-neighbours-output",
+        "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } ip6 hoplimit 255",
+    )
+    yield _allow(
+        "allow-multicast-output",
+        "icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } ip6 hoplimit 1",
+    )
+    for version, proto, _kind in FAMILIES:
+        yield _allow(
+            f"allow-handover-{version}", f"{proto} daddr . tcp dport @{HANDOVER}_{version} tcp flags & syn == 0"
+        )
+    yield from _deny(policy, "deny-invalid-output", "ct state invalid")
+    for rule in policy.of_chain("output"):
+        yield from _accepts(rule, "oifname", "daddr", f"{rule.protocol} dport {_values(rule.ports)}")
+    yield from _deny(policy, "deny-output", flags=" flags skuid")
+
+
+def _local(policy: Policy) -> Iterable[str]:
+    rules = policy.of_chain("local")
+    if rules:
+        # a socket without its process has no user any more, so only the first packet is asked for it
+        yield from _tracked("local")
+    for rule in rules:
+        if rule.uids:
+            match = f"{rule.protocol} dport {_values(rule.ports)} meta skuid {_values(rule.uids)}"
+            yield from _described(rule, [_allow(rule.id, match)])
+    for rule in rules:
+        verdict = "reject with tcp reset" if rule.protocol == "tcp" else "reject with icmpx port-unreachable"
+        match = f"{rule.protocol} dport {_values(rule.ports)}"
+        yield from _deny(policy, f"deny-{rule.id}", match, verdict, " flags skuid")
+    yield _allow("allow-loopback-output", 'oifname "lo"')
+
+
+def _spoof(policy: Policy) -> Iterable[str]:
+    """A segment's addresses come from its interface only."""
+    for segment in policy.segments:
+        for version, proto, _kind in FAMILIES:
+            networks = [str(network) for network in segment.networks if network.version == version]
+            if networks:
+                match = f'iifname != "{segment.interface}" {proto} saddr {_values(networks)}'
+                yield from _deny(policy, f"deny-spoof-{segment.name}-{version}", match)
+
+
+def _accepts(rule: Rule, interface: str, address: str, ports: str) -> Iterable[str]:
+    on = f'{interface} "{rule.interface}" ' if rule.interface else ""
+    lines = [
+        _allow(rule.id, f"{on}{proto} {address} @{set_name(rule, version)} {ports}")
+        for version, proto, _kind in FAMILIES
+        if rule.family(version)
+    ]
+    return _described(rule, lines)
+
+
+def _described(rule: Rule, lines: Sequence[str]) -> list[str]:
+    words = [rule.comment] if rule.comment else []
+    if rule.reason:
+        words.append("reason: " + " ".join(rule.reason.split()))
+    return [*(["# " + "; ".join(words)] if words else []), *lines]
+
+
+def _values(values: Sequence[Any]) -> str:
+    texts = [str(value) for value in values]
+    return texts[0] if len(texts) == 1 else "{ " + ", ".join(texts) + " }"
+
+
+def _not_segments(policy: Policy) -> str:
+    """Nobody on a segment may become this host's router."""
+    names = sorted({segment.interface for segment in policy.segments})
+    return "iifname != {} ".format(_values([f'"{name}"' for name in names])) if names else ""
+
+
+def parse_listing(text: str) -> Listing:
+    """Parse `nft -s -j list table` (libnftables-json(5))."""
+    listing = Listing({}, {}, {})
+    for item in json.loads(text)["nftables"]:
+        (kind, value), *_rest = item.items()
+        if kind == "metainfo":
+            continue
+        value = _without_state(value)
+        if kind == "rule":
+            listing.rules.setdefault(value["chain"], []).append(value)
+            continue
+        if kind in ("set", "map"):
+            members = value.pop("elem", [])
+            # an element of a set with a timeout leaves by itself
+            listing.elements[value["name"]] = [] if "timeout" in value else members
+        listing.objects[kind, value["name"]] = value
+    return listing
+
+
+def _without_state(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: None if key == "counter" and isinstance(inner, dict) else _without_state(inner)
+            for key, inner in value.items()
+            if key not in ("handle", "expires", "packets", "bytes")
+        }
+    return [_without_state(inner) for inner in value] if isinstance(value, list) else value
+
+
+def compare(live: Listing | None, candidate: Listing) -> Difference:
+    """Return what has to be loaded to make live into candidate."""
+    if live is None or live.objects != candidate.objects or live.rules != candidate.rules:
+        return Difference("table")
+    names = tuple(sorted(name for name, members in candidate.elements.items() if live.elements[name] != members))
+    return Difference("elements", names) if names else Difference("none")
