@@ -7,15 +7,20 @@ import grp
 import os
 import pwd
 import stat
-import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
+
+CANDIDATE_PREFIX = ".moat-new."
 
 
 @dataclass(frozen=True)
 class FileState:
-    """A path as it is on disk, or as it shall be. content is None for a directory and for a missing path."""
+    """A path as it is on disk, or as it shall be.
 
-    kind: str  # file, directory, other, absent
+    content is None for a directory and for a missing path; of a symbolic link it is the target.
+    """
+
+    kind: str  # file, directory, link, other, absent
     content: bytes | None = None
     mode: int | None = None
     owner: str | None = None
@@ -39,6 +44,16 @@ def _group_name(gid: int) -> str:
         return str(gid)
 
 
+def owner_id(name: str) -> int:
+    """The number of a user; an owner that has lost its name is written as a number."""
+    return int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid
+
+
+def group_id(name: str) -> int:
+    """The number of a group."""
+    return int(name) if name.isdigit() else grp.getgrnam(name).gr_gid
+
+
 def read_state(path: str) -> FileState:
     """Return the state of path without following a final symbolic link."""
     try:
@@ -53,16 +68,30 @@ def read_state(path: str) -> FileState:
     if stat.S_ISREG(info.st_mode):
         with open(path, "rb") as handle:
             return FileState("file", handle.read(), *attributes)
+    if stat.S_ISLNK(info.st_mode):
+        return FileState("link", os.fsencode(os.readlink(path)), None, *attributes[1:])
     return FileState("directory" if stat.S_ISDIR(info.st_mode) else "other", None, *attributes)
 
 
-def set_attributes(path: str, state: FileState) -> None:
-    """Give path the mode, owner and group of state; raise KeyError for an unknown user or group."""
-    uid = pwd.getpwnam(state.owner).pw_uid if state.owner is not None else -1
-    gid = grp.getgrnam(state.group).gr_gid if state.group is not None else -1
-    os.chown(path, uid, gid)
+def _set_attributes(descriptor: int, state: FileState) -> None:
+    uid = owner_id(state.owner) if state.owner is not None else -1
+    gid = group_id(state.group) if state.group is not None else -1
+    # chown(2) clears the set-user-ID and set-group-ID bits, so the mode comes after it
+    os.fchown(descriptor, uid, gid)
     if state.mode is not None:
-        os.chmod(path, state.mode)
+        os.fchmod(descriptor, state.mode)
+
+
+def set_attributes(path: str, state: FileState) -> None:
+    """Give path the mode, owner and group of state; raise KeyError for an unknown user or group.
+
+    A symbolic link is refused: in a directory of another user it could lead anywhere.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        _set_attributes(descriptor, state)
+    finally:
+        os.close(descriptor)
 
 
 def sync_directory(path: str) -> None:
@@ -74,16 +103,27 @@ def sync_directory(path: str) -> None:
         os.close(descriptor)
 
 
+def candidate_path(path: str) -> str:
+    """Where the candidate of path is staged: always the same place, so a killed run leaves one file at most.
+
+    Hidden, and with the ending of path: programs that read a whole directory pass it by, checkers know its kind.
+    """
+    directory, name = os.path.split(path)
+    return os.path.join(directory, CANDIDATE_PREFIX + name)
+
+
 def stage(path: str, state: FileState) -> str:
     """Write state beside path under a temporary name and return that name. The candidate is never wider than its mode."""
-    directory = os.path.dirname(path)
-    descriptor, candidate = tempfile.mkstemp(prefix="." + os.path.basename(path) + ".", dir=directory)
+    candidate = candidate_path(path)
+    with suppress(FileNotFoundError):
+        os.unlink(candidate)
+    descriptor = os.open(candidate, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as handle:
             handle.write(state.content or b"")
             handle.flush()
+            _set_attributes(handle.fileno(), state)
             os.fsync(handle.fileno())
-        set_attributes(candidate, state)
     except BaseException:
         os.unlink(candidate)
         raise
@@ -99,6 +139,12 @@ def commit(candidate: str, path: str) -> None:
 def write(path: str, state: FileState) -> None:
     """Replace path atomically by state."""
     commit(stage(path, state), path)
+
+
+def write_link(path: str, target: bytes) -> None:
+    """Have a symbolic link at path, which must not be there."""
+    os.symlink(os.fsdecode(target), path)
+    sync_directory(os.path.dirname(path))
 
 
 def diff_entry(path: str, before: FileState, after: FileState, sensitive: bool = False) -> dict[str, str]:
