@@ -41,6 +41,11 @@ class Backend(Protocol):
 
     def stop(self, name: str) -> None: ...
 
+    def freeze(self, name: str) -> None:
+        """The host answers nobody any more, and loses nothing."""
+
+    def thaw(self, name: str) -> None: ...
+
     def destroy(self, name: str) -> None: ...
 
     def status(self, name: str) -> str:

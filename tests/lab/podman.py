@@ -119,6 +119,12 @@ class Podman:
     def stop(self, name: str) -> None:
         capture(podman("stop", PREFIX + name))
 
+    def freeze(self, name: str) -> None:
+        capture(podman("pause", PREFIX + name))
+
+    def thaw(self, name: str) -> None:
+        capture(podman("unpause", PREFIX + name))
+
     def destroy(self, name: str) -> None:
         capture(podman("rm", "--force", "--ignore", "--time", "0", "--volumes", PREFIX + name))
 
