@@ -1,0 +1,522 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Turn the gateway's inputs into HAProxy's configuration and map files, or into the list of all that is wrong with them."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+DIRECTORY = "/etc/moat/gateway"
+HAPROXY = "/usr/sbin/haproxy"
+READY = "ready"
+LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+SEGMENT = re.compile(r"/[A-Za-z0-9_-]+([.][A-Za-z0-9_-]+)*")
+ENDPOINT = re.compile(r"(/[A-Za-z0-9_-]+([.][A-Za-z0-9_-]+)*)+")
+SOCKET = re.compile(r"/[A-Za-z0-9_./-]{1,106}")  # sun_path holds 108 bytes with the final zero
+METHOD = re.compile(r"[A-Z]+")
+HEADROOM = 64  # connections an address may hold besides twice what its identities may ask at once
+
+# rule: status, type of OpenAI's error object, message
+DENIALS: dict[str, tuple[int, str, str]] = {
+    "deny-identity": (
+        403,
+        "permission_error",
+        "The client certificate names no client of this gateway, or has expired.",
+    ),
+    "deny-address": (403, "permission_error", "This client may not call from this address."),
+    "deny-model": (403, "permission_error", "This client may not use this model."),
+    "deny-path": (404, "not_found_error", "There is nothing at this path."),
+    "deny-method": (405, "invalid_request_error", "This path does not take this method."),
+    "deny-concurrent": (429, "rate_limit_error", "This client has too many requests at once."),
+    "deny-rate": (429, "rate_limit_error", "This client sends requests too fast."),
+}
+# what HAProxy answers by itself
+ERRORS: dict[int, tuple[str, str]] = {
+    400: ("invalid_request_error", "The request is malformed."),
+    408: ("invalid_request_error", "The request did not arrive in time."),
+    413: ("invalid_request_error", "The head of the request is too large."),
+    500: ("server_error", "The gateway failed."),
+    502: ("server_error", "The model server broke off."),
+    503: ("server_error", "The model server is not ready."),
+    504: ("server_error", "The model server did not answer in time."),
+}
+# What a client might claim about itself. Names with other characters than letters, digits and hyphens are dropped before.
+SPOOFABLE_PREFIXES = (
+    "x-client-",
+    "x-forwarded-",
+    "x-moat-",
+    "x-ssl-",
+    "x-original-",
+    "x-envoy-",
+    "x-auth-",
+    "x-remote-",
+)
+SPOOFABLE = (
+    "forwarded",
+    "x-real-ip",
+    "x-request-id",
+    "via",
+    "authorization",
+    "proxy-authorization",
+    "cookie",
+    "upgrade",
+)
+
+TEXT, NUMBER = "text", "number"
+# The access log: never a query, a body or a header of the client.
+LOG_FIELDS: tuple[tuple[str, str, str], ...] = (
+    ("time", TEXT, "%[date,utime(%Y-%m-%dT%H:%M:%SZ)]"),
+    ("request", TEXT, "%ID"),
+    ("rule", TEXT, "%[var(txn.rule)]"),
+    ("client", TEXT, "%[var(txn.client)]"),
+    ("common_name", TEXT, "%[var(txn.cn),bytes(0,64),json(utf8s)]"),
+    ("uris", TEXT, "%[var(sess.uris),bytes(0,256),json(utf8s)]"),
+    ("serial", TEXT, "%[ssl_c_serial,hex]"),
+    ("source", TEXT, "%ci"),
+    ("source_port", NUMBER, "%cp"),
+    ("tls", TEXT, "%sslv"),
+    ("cipher", TEXT, "%sslc"),
+    ("model", TEXT, "%[var(txn.model)]"),
+    ("method", TEXT, "%[var(txn.method),bytes(0,32),json(utf8s)]"),
+    ("path", TEXT, "%[var(txn.path),bytes(0,256),json(utf8s)]"),
+    ("status", NUMBER, "%ST"),
+    ("bytes_received", NUMBER, "%U"),
+    ("bytes_sent", NUMBER, "%B"),
+    ("head_ms", NUMBER, "%TR"),
+    ("connect_ms", NUMBER, "%Tc"),
+    ("response_ms", NUMBER, "%Tr"),
+    ("total_ms", NUMBER, "%Ta"),
+    ("termination", TEXT, "%ts"),
+)
+# connections that never became a request: refused in the TLS handshake
+ERROR_FIELDS: tuple[tuple[str, str, str], ...] = (
+    ("time", TEXT, "%[date,utime(%Y-%m-%dT%H:%M:%SZ)]"),
+    ("rule", TEXT, "deny-tls"),
+    ("source", TEXT, "%ci"),
+    ("source_port", NUMBER, "%cp"),
+    ("error", TEXT, "%[fc_err_str,json(utf8s)]"),
+    ("tls_error", TEXT, "%[ssl_fc_err_str,json(utf8s)]"),
+)
+
+
+class GatewayError(ValueError):
+    """The inputs cannot be used; the message names every fault."""
+
+
+def faults(settings: Mapping[str, Any]) -> list[str]:
+    """Return every fault of the inputs, each with its key and the remedy."""
+    found = list(_faults_of_numbers(settings))
+    found += _faults_of_addresses("gateway_addresses", settings["addresses"])
+    if not LABEL.fullmatch(settings["certificate"]):
+        found.append(
+            f"gateway_certificate is {settings['certificate']!r}: write the name of a directory in /etc/moat/tls"
+        )
+    found += _faults_of_models(settings["models"])
+    found += _faults_of_clients(settings["clients"], {model["name"] for model in settings["models"]})
+    found += _faults_of_endpoints(settings["endpoints"])
+    found += _faults_of_metrics(settings)
+    if not found and connections_per_address(settings["clients"]) > settings["connections"]:
+        needed = connections_per_address(settings["clients"])
+        found.append(
+            f"gateway_connections is {settings['connections']}, but the limits of gateway_clients allow {needed} connections"
+            " from one address: raise it or lower limits.concurrent"
+        )
+    return found
+
+
+def _faults_of_numbers(settings: Mapping[str, Any]) -> Iterator[str]:
+    for key, least, most in (
+        ("port", 1, 65535),
+        ("threads", 1, 64),
+        ("connections", 64, 400000),
+        ("timeout", 1, 86400),
+        ("drain_timeout", 1, 86400),
+    ):
+        if not least <= settings[key] <= most:
+            yield f"gateway_{key} is {settings[key]}: write a number from {least} to {most}"
+
+
+def _faults_of_addresses(key: str, addresses: Sequence[str]) -> Iterator[str]:
+    if not addresses:
+        yield f"{key} is empty: list at least one address"
+    for text in addresses:
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            yield f"{key} has {text!r}: write an IPv4 or IPv6 address, without a prefix length"
+            continue
+        if address.is_unspecified or address.is_multicast or getattr(address, "ipv4_mapped", None):
+            yield f"{key} has {text!r}: write an address that one host has, not a wildcard, group or mapped address"
+
+
+def _faults_of_models(models: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for model in models:
+        where = f"gateway_models[{model['name']}]"
+        if not LABEL.fullmatch(model["name"]):
+            yield f"{where}.name is no DNS label: use lower-case letters, digits and inner hyphens"
+        if not SEGMENT.fullmatch(model["prefix"]):
+            yield f"{where}.prefix is {model['prefix']!r}: write one path segment such as /xray-7b"
+        if not SOCKET.fullmatch(model["socket"]):
+            yield f"{where}.socket is {model['socket']!r}: write an absolute path of at most 107 plain characters"
+    for key in ("name", "prefix", "socket"):
+        yield from _faults_of_repeats(f"gateway_models: {key}", [model[key] for model in models])
+
+
+def _faults_of_clients(clients: Sequence[Mapping[str, Any]], models: set[str]) -> Iterator[str]:
+    for client in clients:
+        where = f"gateway_clients[{client['name']}]"
+        if not LABEL.fullmatch(client["name"]):
+            yield f"{where}.name is no DNS label: use lower-case letters, digits and inner hyphens"
+        yield from _faults_of_addresses(f"{where}.addresses", client["addresses"])
+        for name in client["models"]:
+            if name not in models:
+                yield f"{where}.models has {name!r}, which is not in gateway_models: add it there or remove it here"
+        for key in ("requests_per_second", "burst", "concurrent"):
+            value = client["limits"][key]
+            if not 1 <= value <= 1000000:
+                yield f"{where}.limits.{key} is {value}: write a number from 1 to 1000000"
+    yield from _faults_of_repeats("gateway_clients: name", [client["name"] for client in clients])
+
+
+def _faults_of_endpoints(endpoints: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for endpoint in endpoints:
+        path, methods = endpoint["path"], endpoint["methods"]
+        where = f"gateway_endpoints[{path}]"
+        if not ENDPOINT.fullmatch(path):
+            yield f"{where}.path: write an exact path such as /v1/models, without query, escapes or a final slash"
+        if path == f"/{READY}":
+            yield f"{where}.path: /{READY} is answered by the gateway itself; remove it"
+        if not methods:
+            yield f"{where}.methods is empty: list at least one method"
+        for method in methods:
+            if not METHOD.fullmatch(method) or method == "CONNECT":
+                yield f"{where}.methods has {method!r}: write a method in capitals such as GET or POST"
+    yield from _faults_of_repeats("gateway_endpoints: path", [endpoint["path"] for endpoint in endpoints])
+
+
+def _faults_of_metrics(settings: Mapping[str, Any]) -> Iterator[str]:
+    metrics = settings["metrics"]
+    if metrics.get("port") is None:
+        return
+    if not 1 <= metrics["port"] <= 65535:
+        yield f"gateway_metrics.port is {metrics['port']}: write a number from 1 to 65535"
+    if metrics["port"] == settings["port"] and set(metrics["addresses"]) & set(settings["addresses"]):
+        yield f"gateway_metrics.port is {metrics['port']}, which gateway_port has on the same address: write another"
+    yield from _faults_of_addresses("gateway_metrics.addresses", metrics["addresses"])
+    if not metrics["peers"]:
+        yield "gateway_metrics.peers is empty: list the networks of administration, or leave gateway_metrics.port out"
+    for text in metrics["peers"]:
+        try:
+            wide = ipaddress.ip_network(text).prefixlen == 0
+        except ValueError:
+            yield f"gateway_metrics.peers has {text!r}: write a network such as 10.90.0.0/28, host bits zero"
+            continue
+        if wide:
+            yield f"gateway_metrics.peers has {text!r}, which is everybody: write the networks of administration"
+
+
+def _faults_of_repeats(what: str, values: Sequence[str]) -> Iterator[str]:
+    for value in sorted({value for value in values if values.count(value) > 1}):
+        yield f"{what} {value!r} is there twice: remove one"
+
+
+def canonical(address: str) -> str:
+    """Return the address in the form that HAProxy writes, for both use inet_ntop(3)."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return socket.inet_ntop(family, socket.inet_pton(family, address))
+
+
+def connections_per_address(clients: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many connections one address may hold, so that no host can starve the others."""
+    sums: dict[str, int] = {}
+    for client in clients:
+        for address in {canonical(item) for item in client["addresses"]}:
+            sums[address] = sums.get(address, 0) + client["limits"]["concurrent"]
+    return HEADROOM + 2 * max(sums.values(), default=0)
+
+
+def limits_of(client: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    """Return window (ms), requests in that window, concurrent requests, seconds to wait after a refusal.
+
+    HAProxy counts in a sliding window: burst requests in burst / requests_per_second seconds are both limits at once.
+    """
+    rate, burst = client["limits"]["requests_per_second"], client["limits"]["burst"]
+    burst = max(burst, -(-rate // 1000))  # HAProxy's shortest window is a millisecond
+    window = -(-burst * 1000 // rate)
+    return window, burst, client["limits"]["concurrent"], -(-window // 1000)
+
+
+def maps(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the map files by name."""
+    models, clients, endpoints = settings["models"], settings["clients"], settings["endpoints"]
+    files = {
+        "clients.map": ("identity in the certificate -> client", [(c["name"], c["name"]) for c in clients]),
+        "addresses.map": (
+            "client and source address",
+            [(f"{c['name']}@{canonical(a)}", "yes") for c in clients for a in c["addresses"]],
+        ),
+        "grants.map": ("client and model", [(f"{c['name']}@{m}", "yes") for c in clients for m in c["models"]]),
+        "limits.map": (
+            "client -> window in ms / requests in it / requests at once / seconds to wait",
+            [(c["name"], "/".join(map(str, limits_of(c)))) for c in clients],
+        ),
+        "models.map": ("first segment of the path -> model", [(m["prefix"][1:], m["name"]) for m in models]),
+        "paths.map": (
+            "path -> what the model server is asked for",
+            [(f"{m['prefix']}/{READY}", READY) for m in models]
+            + [(m["prefix"] + e["path"], e["path"]) for m in models for e in endpoints],
+        ),
+        "requests.map": (
+            "method and what is asked for",
+            [(f"GET@{READY}", "yes")] + [(f"{m}@{e['path']}", "yes") for e in endpoints for m in e["methods"]],
+        ),
+        "methods.map": (
+            "what is asked for -> its methods",
+            [(READY, "GET")] + [(e["path"], ",".join(e["methods"])) for e in endpoints],
+        ),
+    }
+    return {
+        name: "\n".join([f"# Managed by moat.inference: {title}", *(f"{key} {value}" for key, value in pairs), ""])
+        for name, (title, pairs) in files.items()
+    }
+
+
+def _json_format(fields: Sequence[tuple[str, str, str]]) -> str:
+    parts = (f'"{name}":{value}' if kind == NUMBER else f'"{name}":"{value}"' for name, kind, value in fields)
+    return "'{" + ",".join(parts) + "}'"
+
+
+def _error_body(kind: str, message: str, code: str) -> str:
+    return "'{}'".format(json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}))
+
+
+def _listen(address: str, port: int) -> str:
+    host = canonical(address)
+    return f"ipv6@[{host}]:{port}" if ":" in host else f"ipv4@{host}:{port}"
+
+
+def _lookup(name: str, function: str = "map_str") -> str:
+    return f"{function}({DIRECTORY}/{name}.map)"
+
+
+def configuration(settings: Mapping[str, Any]) -> str:
+    """Return haproxy.cfg for inputs without faults."""
+    lines = ["# Managed by moat.inference."]
+    for section in (
+        _global(settings),
+        _defaults(settings),
+        _frontend(settings),
+        _metrics(settings["metrics"]),
+        *(_model(model) for model in settings["models"]),
+        *_tables(settings["clients"]),
+    ):
+        if section:
+            lines += ["", section[0], *(f"    {line}" for line in section[1:])]
+    return "\n".join([*lines, ""])
+
+
+def _global(settings: Mapping[str, Any]) -> list[str]:
+    return [
+        "global",
+        "log stdout len 4096 format raw local0 info",
+        f"maxconn {settings['connections']}",
+        f"nbthread {settings['threads']}",
+        f"hard-stop-after {settings['drain_timeout']}s",
+        "stats socket /run/moat-gateway/admin.sock mode 600 level admin expose-fd listeners",
+        f"lua-load {DIRECTORY}/uris.lua",
+        "ssl-default-bind-ciphersuites TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256",
+        "# a resumed session would skip the check of the certificate",
+        "tune.ssl.cachesize 0",
+    ]
+
+
+def _defaults(settings: Mapping[str, Any]) -> list[str]:
+    errors = [
+        f"http-error status {status} content-type application/json"
+        + (" hdr Retry-After 5" if status == 503 else "")
+        + f" string {_error_body(kind, message, 'gateway')}"
+        for status, (kind, message) in ERRORS.items()
+    ]
+    return [
+        "defaults",
+        "mode http",
+        "log global",
+        "option dontlognull",
+        "# each event of a stream goes out at once",
+        "option http-no-delay",
+        "# who hangs up frees the GPU",
+        "option abortonclose",
+        "# a reload refuses nobody who is about to send: old connections close with their next answer",
+        "option idle-close-on-response",
+        "option http-restrict-req-hdr-names delete",
+        "retries 2",
+        "timeout connect 5s",
+        "timeout http-request 10s",
+        "timeout http-keep-alive 10s",
+        f"timeout client {settings['timeout']}s",
+        f"timeout server {settings['timeout']}s",
+        *errors,
+    ]
+
+
+def _frontend(settings: Mapping[str, Any]) -> list[str]:
+    tls = f"/etc/moat/tls/{settings['certificate']}"
+    # transparent: without CAP_NET_ADMIN this is IP_FREEBIND, so the link may come, go and come back under the listener
+    options = (
+        f"transparent ssl crt {tls}/bundle.pem ca-file {tls}/root.pem verify required"
+        " ssl-min-ver TLSv1.3 no-tls-tickets alpn http/1.1"
+    )
+    windows = sorted({limits_of(client)[0] for client in settings["clients"]})
+    return [
+        "frontend gateway",
+        *(f"bind {_listen(address, settings['port'])} {options}" for address in settings["addresses"]),
+        f"log-format {_json_format(LOG_FIELDS)}",
+        f"error-log-format {_json_format(ERROR_FIELDS)}",
+        "unique-id-format %[uuid()]",
+        "http-after-response set-header X-Request-Id %[unique-id]",
+        "tcp-request connection track-sc1 src table connections",
+        f"tcp-request connection reject if {{ sc_conn_cur(1) gt {connections_per_address(settings['clients'])} }}",
+        "# what the log and the rules below speak of",
+        "http-request set-var(txn.method) method",
+        "http-request set-var(txn.path) path",
+        "http-request set-var(txn.source) src",
+        "http-request set-var(txn.cn) ssl_c_s_dn(cn)",
+        "http-request set-var(sess.uris) ssl_c_der,hex,lua.moat_uris if !{ var(sess.uris) -m found }",
+        f"http-request set-var(txn.client) var(txn.cn),{_lookup('clients')}",
+        f"http-request set-var(txn.model) path,field(2,/),{_lookup('models')}",
+        f"http-request set-var(txn.asked) path,{_lookup('paths')}",
+        "http-request set-var(txn.now) date,utime(%y%m%d%H%M%S)",
+        "# identity: one common name, known to the last byte, of a certificate that has not expired since the handshake",
+        *_denial(
+            "deny-identity",
+            "if !{ var(txn.client) -m found } || !{ var(txn.cn),strcmp(txn.client) eq 0 } || { ssl_c_s_dn(cn,2) -m found }"
+            " || !{ ssl_c_notafter,field(1,Z),sub(txn.now) ge 0 }",
+        ),
+        "# address",
+        *_denial("deny-address", f"unless {{ var(txn.client),concat(@,txn.source),{_lookup('addresses')} -m found }}"),
+        "# model and path: exact, so that no spelling of a path is ever interpreted",
+        *_denial("deny-path", "if !{ url -m beg / } || !{ var(txn.model) -m found }"),
+        *_denial("deny-model", f"unless {{ var(txn.client),concat(@,txn.model),{_lookup('grants')} -m found }}"),
+        *_denial("deny-path", "unless { var(txn.asked) -m found }"),
+        f"http-request set-var(txn.methods) var(txn.asked),{_lookup('methods')}",
+        *_denial(
+            "deny-method",
+            f"unless {{ method,concat(@,txn.asked),{_lookup('requests')} -m found }}",
+            "hdr Allow %[var(txn.methods)]",
+        ),
+        "http-request set-var(txn.rule) str(in-gateway-),concat(,txn.client)",
+        *_ready(),
+        "# limits",
+        f"http-request set-var(txn.limits) var(txn.client),{_lookup('limits')}",
+        "http-request set-var(txn.burst) var(txn.limits),field(2,/),add(0)",
+        "http-request set-var(txn.concurrent) var(txn.limits),field(3,/),add(0)",
+        "http-request set-var(txn.wait) var(txn.limits),field(4,/)",
+        *(
+            f"http-request track-sc0 var(txn.client) table limits-{window}"
+            f" if {{ var(txn.limits),field(1,/) -m str {window} }}"
+            for window in windows
+        ),
+        *_denial("deny-concurrent", "if { sc_conn_cur(0),sub(txn.concurrent) gt 0 }", "hdr Retry-After 1"),
+        *_denial("deny-rate", "if { sc_gpc0_rate(0),sub(txn.burst) ge 0 }", "hdr Retry-After %[var(txn.wait)]"),
+        "# a refused request costs nothing of the rate",
+        "http-request sc-inc-gpc0(0)",
+        "# what goes to the model server: no word of the client about itself, no query",
+        *(f"http-request del-header {prefix} -m beg" for prefix in SPOOFABLE_PREFIXES),
+        *(f"http-request del-header {name}" for name in SPOOFABLE),
+        "http-request set-uri %[var(txn.asked)]",
+        "http-request set-header Host localhost",
+        "http-request set-header X-Moat-Client %[var(txn.client)]",
+        "http-request set-header X-Request-Id %[unique-id]",
+        "use_backend model-%[var(txn.model)]",
+    ]
+
+
+def _denial(rule: str, condition: str, header: str = "") -> list[str]:
+    """The two lines that refuse a request; the first that applies ends it."""
+    status, kind, message = DENIALS[rule]
+    reply = f"content-type application/json lf-string {_error_body(kind, message, rule)}"
+    return [
+        f"http-request set-var(txn.rule) str({rule}) {condition}",
+        f"http-request return status {status} {reply} {header + ' ' if header else ''}if {{ var(txn.rule) -m str {rule} }}",
+    ]
+
+
+def _ready() -> list[str]:
+    asked, up = f"{{ var(txn.asked) -m str {READY} }}", "{ str(model-),concat(,txn.model),nbsrv ge 1 }"
+    kind, message = ERRORS[503]
+    return [
+        "# readiness: answered here, counted by no limit, logged when it fails",
+        f"http-request set-log-level silent if {asked} {up}",
+        f"http-request return status 200 content-type application/json string '{{\"ready\": true}}' if {asked} {up}",
+        "http-request return status 503 content-type application/json hdr Retry-After 5"
+        f" string {_error_body(kind, message, 'gateway')} if {asked}",
+    ]
+
+
+def _metrics(metrics: Mapping[str, Any]) -> list[str]:
+    if metrics.get("port") is None:
+        return []
+    return [
+        "frontend metrics",
+        *(f"bind {_listen(address, metrics['port'])} transparent" for address in metrics["addresses"]),
+        "no log",
+        "maxconn 32",
+        "timeout client 10s",
+        f"tcp-request connection reject unless {{ src {' '.join(metrics['peers'])} }}",
+        "http-request use-service prometheus-exporter if METH_GET { path /metrics }",
+        "http-request return status 404",
+    ]
+
+
+def _model(model: Mapping[str, Any]) -> list[str]:
+    return [
+        f"backend model-{model['name']}",
+        "# the engine closes idle connections after seconds; a request must never meet that",
+        "option http-server-close",
+        "option httpchk",
+        "http-check send meth GET uri /health ver HTTP/1.1 hdr Host localhost",
+        "http-check expect status 200",
+        "timeout check 5s",
+        f"server engine unix@{model['socket']} check inter 2s fall 2 rise 1",
+    ]
+
+
+def _tables(clients: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Tables of what each identity uses; one for each window, for a window belongs to a table."""
+    count: dict[int, int] = {}
+    for client in clients:
+        window = limits_of(client)[0]
+        count[window] = count.get(window, 0) + 1
+    tables = [["backend connections", "stick-table type ipv6 size 64k expire 60s store conn_cur"]]
+    for window, entries in sorted(count.items()):
+        expire = max(60000, 2 * window)
+        tables.append(
+            [
+                f"backend limits-{window}",
+                f"stick-table type string len 64 size {entries + 16} expire {expire}ms"
+                f" store conn_cur,gpc0,gpc0_rate({window}ms)",
+            ]
+        )
+    return tables
+
+
+def files(settings: Mapping[str, Any], uris_lua: str, group: str) -> list[dict[str, Any]]:
+    """Return all files as M(moat.inference.deploy) takes them, what is validated last; raise GatewayError."""
+    found = faults(settings)
+    if found:
+        raise GatewayError("; ".join(found))
+    contents = {**maps(settings), "uris.lua": uris_lua, "haproxy.cfg": configuration(settings)}
+    return [
+        {
+            "path": f"{DIRECTORY}/{name}",
+            "content": content,
+            "mode": "0640",
+            "group": group,
+            "validate": [HAPROXY, "-c", "-q", "-f", "%s"] if name == "haproxy.cfg" else [],
+        }
+        for name, content in contents.items()
+    ]
