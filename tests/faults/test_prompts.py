@@ -18,7 +18,7 @@ SEARCH = r"""
 grep -rlFa -D skip --exclude-dir=proc --exclude-dir=sys --exclude-dir=dev --exclude-dir=engine -e CANARY / 2>/dev/null
 grep -rlFa -D skip -e CANARY /dev/shm 2>/dev/null
 journalctl --no-pager -o json --all 2>/dev/null | grep -cF CANARY | sed '/^0$/d; s/^/journal lines: /'
-for pid in $(pgrep -f moat-probe-never; pgrep -x haproxy; pgrep -f 'engine.sock'); do
+for pid in $(pgrep -x haproxy; pgrep -f 'engine.sock'); do
   grep -rlFa -D skip -e CANARY /proc/$pid/root/tmp /proc/$pid/root/var/tmp 2>/dev/null
 done
 true
@@ -45,8 +45,7 @@ def ask(canary: str, *, broken: bool = False) -> str:
     }
     if broken:
         body.update(temperature=canary, messages=[{"role": canary, "content": {"odd": canary}}])
-    script = f"cat > /dev/null; curl -sS -m 60 {options} -H 'Content-Type: application/json' -d @- -w '\\n%{{http_code}}' {url}"
-    script = script.replace("cat > /dev/null; ", "")
+    script = f"curl -sS -m 60 {options} -H 'Content-Type: application/json' -d @- -w '\\n%{{http_code}}' {url}"
     # by standard input, so that the command line of the test itself does not hold it
     return on(demo.APP, f"sudo -u {demo.USER} {script}", data=json.dumps(body).encode()).out.splitlines()[-1]
 

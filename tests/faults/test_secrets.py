@@ -28,22 +28,18 @@ for file in /etc/wireguard/*.conf /etc/wireguard/*.key; do
 done
 find /var/lib/moat-ca /etc/moat -type f -iname '*pass*' -exec cat {} + -exec echo \;
 """
-PROCESSES = r"""
-python3 - <<'PY'
-import glob, select, sys, time
+# Runs on a host, in double quotes only: the shell has the single ones.
+PROCESSES = """
+import glob, select, sys
 seen = set()
-end = time.time() + 600
-while time.time() < end:
+while not select.select([sys.stdin], [], [], 0.05)[0]:
     for path in glob.glob("/proc/[0-9]*/cmdline") + glob.glob("/proc/[0-9]*/environ"):
         try:
             with open(path, "rb") as handle:
-                seen.add(handle.read().replace(b"\0", b" "))
+                seen.add(handle.read().replace(bytes(1), b" "))
         except OSError:
             pass
-    if sys.stdin.closed or select.select([3], [], [], 0.05)[0]:
-        break
-sys.stdout.buffer.write(b"\n".join(seen))
-PY
+sys.stdout.buffer.write(bytes([10]).join(seen))
 """
 TOKEN = re.compile(r"eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}")
 
@@ -63,10 +59,8 @@ class Watcher:
     """Reads command lines and environments of all processes of a host until it is told to stop."""
 
     def __init__(self, host: str) -> None:
-        script = PROCESSES.replace("select.select([3]", "select.select([sys.stdin]").replace("python3 - <<'PY'", "")
-        script = script.replace("\nPY\n", "").strip()
         self.program = subprocess.Popen(
-            ssh(host, f"python3 -c '{script}'"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            ssh(host, f"python3 -c '{PROCESSES}'"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
 
     def stop(self) -> str:
