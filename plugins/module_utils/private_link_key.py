@@ -23,13 +23,13 @@ def configuration_path(interface: str) -> str:
     return f"{DIRECTORY}/{interface}.conf"
 
 
-def read_key(state: files.FileState, path: str) -> str:
+def read_key(state: files.FileState, path: str, remedy: str = "restore it, or remove it to have a new key made") -> str:
     """Return the key that a file holds, empty when there is no file; raise ValueError for a file that holds none."""
     if state.kind == "absent":
         return ""
     text = (state.content or b"").decode("ascii", "replace").strip()
     if not is_key(text):
-        raise ValueError(f"{path} holds no WireGuard key; restore it, or remove it to have a new key made")
+        raise ValueError(f"{path} holds no WireGuard key; {remedy}")
     return text
 
 
@@ -43,7 +43,7 @@ def public_path(directory: str, host: str) -> str:
 def public_key_of(directory: str, host: str) -> str:
     """Return the public half kept for a host, empty when there is none; raise ValueError for a file that holds none."""
     path = public_path(directory, host)
-    return read_key(files.read_state(path), path)
+    return read_key(files.read_state(path), path, f"converge {host} to have it written anew")
 
 
 def owners(directory: str, key: str, besides: str) -> list[str]:

@@ -109,101 +109,13 @@ unresolved:
 """
 
 import os
-import tempfile
 import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.moat.inference.plugins.module_utils import deploy, files, private_link, private_link_key
+from ansible_collections.moat.inference.plugins.module_utils.private_link_host import RUNNING, Host
 from ansible_collections.moat.inference.plugins.module_utils.run import CommandError, Runner
-
-PROPERTIES = "ActiveState,UnitFileState,NeedDaemonReload,LoadState"
-RUNNING = ("active", "reloading")
-ANY = range(256)
-
-
-class Host:
-    """Reads and changes the interface."""
-
-    def __init__(self, runner: Runner, interface: str) -> None:
-        self._runner = runner
-        self.interface = interface
-        self.unit = f"wg-quick@{interface}.service"
-
-    def live(self, names: dict[str, str]) -> private_link.Link | None:
-        """Return the interface as it runs; names is public key -> name."""
-        shown = self._runner.run(["ip", "-d", "-j", "address", "show", "dev", self.interface], ok=(0, 1, 127))
-        if shown.rc != 0:
-            return None
-        dump = self._runner.run(["wg", "show", self.interface, "dump"], ok=ANY)
-        if dump.rc != 0:
-            raise RuntimeError(
-                f"interface {self.interface} is there and is no WireGuard interface: {dump.stderr.strip()}; "
-                "remove it or choose another name"
-            )
-        routes = [
-            self._runner.run(["ip", "-j", family, "route", "show", "dev", self.interface], ok=ANY).stdout
-            for family in ("-4", "-6")
-        ]
-        link = private_link.parse_dump(dump.stdout, self.interface, names)
-        return private_link.with_network(link, shown.stdout, *routes)
-
-    def unit_state(self) -> deploy.UnitState:
-        result = self._runner.run(["systemctl", "show", "-p", PROPERTIES, "--", self.unit], ok=(0, 1, 127))
-        return deploy.parse_show(result.stdout, [self.unit])[self.unit]
-
-    def systemctl(self, *words: str) -> None:
-        self._runner.run(["systemctl", *words])
-
-    def delete(self) -> None:
-        self._runner.run(["ip", "link", "delete", "dev", self.interface])
-
-    def strip(self, text: str, private_key: str, keys: set[str]) -> str:
-        """Return what wg-quick makes of a configuration for wg, once that is known to be whole."""
-        with tempfile.TemporaryDirectory(prefix="moat-link-", dir="/run") as directory:
-            path = os.path.join(directory, f"{self.interface}.conf")
-            private_file(path, text)
-            result = self._runner.run(["wg-quick", "strip", path], ok=ANY)
-        faults = [] if result.rc == 0 else [f"wg-quick strip: {result.stderr.strip()}"]
-        faults = faults or private_link.stripped_faults(result.stdout, private_key, keys)
-        if faults:
-            raise RuntimeError(f"the configuration for {self.interface} was not applied: {'; '.join(faults)}")
-        return result.stdout
-
-    def sync(self, stripped: str) -> None:
-        """Have wg apply a checked configuration; wg reads all of it before it changes anything."""
-        with tempfile.TemporaryDirectory(prefix="moat-link-", dir="/run") as directory:
-            path = os.path.join(directory, "checked")
-            private_file(path, stripped)
-            self._runner.run(["wg", "syncconf", self.interface, path])
-
-    def apply(self, delta: private_link.Delta, stripped: str, mtu: int) -> None:
-        """Bring the running interface along: new paths before old ones go, and no route outlives its reason to fail closed."""
-        device = ["dev", self.interface]
-        if delta.sync:
-            self.sync(stripped)
-        for key in delta.clear:
-            # an empty file takes the preshared key away (wg(8))
-            self._runner.run(
-                ["wg", "set", self.interface, "peer", key, "persistent-keepalive", "off", "preshared-key", "/dev/null"]
-            )
-        for address in delta.addresses_added:
-            self._runner.run(["ip", "address", "add", address, *device])
-        if delta.link:
-            self._runner.run(["ip", "link", "set", *device, "mtu", str(mtu), "up"])
-        for route in delta.routes_added:
-            self._runner.run(["ip", "route", "replace", route, *device])
-        for route in delta.routes_removed:
-            self._runner.run(["ip", "route", "delete", route, *device])
-        for address in delta.addresses_removed:
-            self._runner.run(["ip", "address", "delete", address, *device])
-
-
-def private_file(path: str, text: str) -> None:
-    """Write text to a new file that only root can read."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-        handle.write(text)
 
 
 class Change:
@@ -288,7 +200,9 @@ class Change:
                     + "".join(f"peer {name}: (no public key yet)\n" for name in self.unresolved),
                 }
             )
-        actions = (["will enable"] if self.enable else []) + (["will restart"] if self.restart else [])
+        actions = ["will enable"] if self.enable else []
+        if self.restart:
+            actions.append("will restart" if self.unit.active in RUNNING else "will start")
         if actions:
             entries.append(
                 {
@@ -315,7 +229,7 @@ class Change:
                 if self.live is not None and self.unit.active not in RUNNING:
                     # wg-quick refuses an interface that is there; this one was not made by the unit
                     self.host.delete()
-                self.host.systemctl("restart", "--", self.host.unit)
+                self.host.start()
             else:
                 self.host.apply(self.delta, stripped, self.desired.mtu)
             if self.enable:
@@ -344,8 +258,11 @@ class Change:
                     files.write(change.path, change.before)
             if self.reload:
                 self.host.systemctl("daemon-reload")
-            if not self.running:
+            if self.unit.active in ("inactive", "failed"):
                 self.host.systemctl("stop", "--", self.host.unit)
+            elif not self.running:
+                # systemd goes on trying, with the files that are back
+                return faults
             elif self.restart:
                 self.host.systemctl("restart", "--", self.host.unit)
             else:
