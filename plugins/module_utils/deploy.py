@@ -25,7 +25,9 @@ SETTLED = ("active", "reloading", "activating")
 # a unit without [Install] is static: there is nothing to enable
 ENABLED = ("enabled", "static", "alias", "generated")
 MODE = re.compile(r"[0-7]{4}")
-UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\@-]+)?\.(service|socket|timer|path|mount|target)")
+UNIT_NAME = re.compile(
+    r"[A-Za-z0-9:_.\\-]+(@[A-Za-z0-9:_.\\@-]+)?\.(service|socket|timer|path|mount|automount|swap|slice|target)"
+)
 INSTALL = re.compile(r"^\[Install\]\s*$(.*?)(?=^\[|\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -227,7 +229,7 @@ def plan_installs(plan: Plan, units: Sequence[Mapping[str, Any]], states: Mappin
 
 
 def _install_changes(plan: Plan, name: str) -> bool:
-    template = re.sub(r"@[^.]*(?=\.)", "@", name)
+    template = re.sub(r"@.*(?=\.[a-z]+$)", "@", name)
     for change in plan.files:
         directory, _slash, base = change.path.rpartition("/")
         if directory.startswith(UNIT_DIRECTORIES) and base in (name, template) and change.after.kind == "file":
