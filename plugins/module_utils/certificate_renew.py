@@ -78,7 +78,7 @@ def main() -> None:
     if os.path.exists(flag):
         os.unlink(flag)
     for fault in faults:
-        print(f"<3>certificate {name}: {fault}", file=sys.stderr, flush=True)
+        print(f"<3>certificate {name}: {' '.join(fault.split())}", file=sys.stderr, flush=True)
     sys.exit(1 if faults else 0)
 
 

@@ -230,6 +230,9 @@ class Keeper:
             if request.name in issued:
                 try:
                     Service(request, self._store, self.messages.append).settle(renewed=True)
+                    # a renewal that failed for want of a good certificate is no longer true
+                    unit = f"moat-certificate@{request.name}.service"
+                    Runner(self._module).run(["systemctl", "reset-failed", "--", unit], ok=range(256))
                 except (CertificateError, OSError) as error:
                     self.faults.append(f"{request.name}: {error}")
 
