@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from tests.lab.setup import VENV
-from tests.lab.shell import LAB, ROOT, LabError, Step, remove_tree
+from tests.lab.shell import LAB, ROOT, LabError, Step, lock, remove_tree
 
 COLLECTIONS = LAB / "collections"
 
@@ -49,14 +49,15 @@ def build() -> Path:
 
 def install() -> None:
     """Install the tarball into .lab/collections."""
-    tarball = build()
-    partial = LAB / f"collections-{os.getpid()}.tmp"
-    remove_tree(partial)
-    arguments = ["collection", "install", "--offline", "--no-deps", "-p", str(partial), str(tarball)]
-    with Step("install of the collection") as step:
-        step.run(tool("ansible-galaxy", *arguments), env=environment(), cwd=ROOT)
-    remove_tree(COLLECTIONS)
-    partial.rename(COLLECTIONS)
+    with lock(LAB / "install.lock"):
+        tarball = build()
+        partial = LAB / f"collections-{os.getpid()}.tmp"
+        remove_tree(partial)
+        arguments = ["collection", "install", "--offline", "--no-deps", "-p", str(partial), str(tarball)]
+        with Step("install of the collection") as step:
+            step.run(tool("ansible-galaxy", *arguments), env=environment(), cwd=ROOT)
+        remove_tree(COLLECTIONS)
+        partial.rename(COLLECTIONS)
 
 
 def module(name: str, *arguments: str) -> None:
