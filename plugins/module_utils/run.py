@@ -48,22 +48,25 @@ class Runner:
     ) -> Result:
         """Run argv and return its Result; raise CommandError when the status is not in ok.
 
-        stdin is text for standard input, the only way a secret may reach a command. A command that is not
-        installed has the status 127, as in a shell.
+        stdin is text for standard input, the only way a secret may reach a command. As in a shell, a command that is
+        not installed has the status 127, and one that cannot be run 126.
         """
         environment = {"LC_ALL": "C", "LANG": "C"}
         environment.update(env or {})
-        rc, out, err = self._module.run_command(
-            list(argv),
-            data=stdin,
-            binary_data=stdin is not None,
-            environ_update=environment,
-            cwd=cwd,
-            handle_exceptions=True,
-        )
-        # run_command reports the errno of a failed exec (2: no such file) as the status
-        if rc == 2 and not self._module.get_bin_path(argv[0]):
-            rc = 127
+        try:
+            rc, out, err = self._module.run_command(
+                list(argv),
+                data=stdin,
+                binary_data=stdin is not None,
+                environ_update=environment,
+                cwd=cwd,
+                expand_user_and_vars=False,
+                handle_exceptions=False,
+            )
+        except FileNotFoundError as error:
+            rc, out, err = 127, "", str(error)
+        except OSError as error:
+            rc, out, err = 126, "", str(error)
         result = Result(tuple(argv), rc, out, err)
         if rc not in ok:
             raise CommandError(result)
