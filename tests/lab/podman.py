@@ -12,11 +12,12 @@ import time
 from pathlib import Path
 
 from tests.lab.backend import File, Spec
-from tests.lab.shell import LAB, LabError, capture, privileged, succeeds, write
+from tests.lab.shell import LAB, LabError, capture, privileged, say, succeeds, write
 from tests.lab.table import Network
 
 PREFIX = "moat-lab-"
 LABEL = "moat.lab.digest"
+INOTIFY = {"fs/inotify/max_user_instances": 1024, "fs/inotify/max_user_watches": 65536}
 CONF = LAB / "containers.conf"
 
 
@@ -46,6 +47,14 @@ def containers_conf() -> str:
     return "\n".join(sections) + "\n"
 
 
+def raise_limits() -> None:
+    """A dozen systemds and their services share this machine's inotify instances, of which a kernel gives root 128."""
+    for name, least in INOTIFY.items():
+        if int(Path("/proc/sys", name).read_text(encoding="utf-8")) < least:
+            capture(privileged(["sysctl", "-q", "-w", f"{name.replace('/', '.')}={least}"]))
+            say(f"raised {name.replace('/', '.')} of this machine to {least} until it restarts")
+
+
 def podman(*arguments: str) -> list[str]:
     """The command line of podman with the lab's own configuration."""
     if not CONF.is_file():
@@ -68,6 +77,7 @@ class Podman:
 
     def prepare(self, networks: dict[str, Network]) -> None:
         write(CONF, containers_conf())
+        raise_limits()
         for network in networks.values():
             self._network(network)
 
