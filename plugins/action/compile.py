@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible.plugins.action import ActionBase
-
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.compiler import compile_intent
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.faults import Fault, IntentError, suggest
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.inventory import HOST_KEYS

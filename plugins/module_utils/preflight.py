@@ -23,7 +23,7 @@ def parse_os_release(text: str) -> dict[str, str]:
 
 def os_family(fields: dict[str, str]) -> str:
     """Return debian, redhat or the distribution's own id."""
-    known = [fields.get("ID", "")] + fields.get("ID_LIKE", "").split()
+    known = [fields.get("ID", ""), *fields.get("ID_LIKE", "").split()]
     if "debian" in known or "ubuntu" in known:
         return "debian"
     if "rhel" in known or "fedora" in known:
@@ -43,8 +43,8 @@ def parse_dpkg(text: str) -> dict[str, str]:
 
 def parse_rpm(text: str) -> dict[str, str]:
     """Return package -> version of the lines `name<TAB>version`; lines on missing packages have no tab (rpm(8))."""
-    pairs = (line.split("\t") for line in text.splitlines() if "\t" in line)
-    return {name: version for name, version in pairs}
+    lines = (line.partition("\t") for line in text.splitlines() if "\t" in line)
+    return {name: version for name, _tab, version in lines}
 
 
 def interfaces_by_address(text: str) -> dict[str, str]:

@@ -124,7 +124,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.moat.inference.plugins.module_utils import preflight
-from ansible_collections.moat.inference.plugins.module_utils.run import Runner
+from ansible_collections.moat.inference.plugins.module_utils.run import CommandError, Runner
 
 
 def installed_versions(runner: Runner, family: str, packages: list[str]) -> dict[str, str]:
@@ -173,7 +173,10 @@ def main() -> None:
     with open("/etc/os-release", encoding="utf-8") as handle:
         release = preflight.parse_os_release(handle.read())
     family = preflight.os_family(release)
-    versions = installed_versions(runner, family, wanted["packages"])
+    try:
+        versions = installed_versions(runner, family, wanted["packages"])
+    except CommandError as error:
+        module.fail_json(msg=f"The package manager cannot be asked: {error}")
     addresses = runner.run(["ip", "-j", "address"], ok=(0, 127))
     module.exit_json(
         changed=False,
