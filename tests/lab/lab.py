@@ -36,6 +36,30 @@ def _key() -> str:
     return capture(["ssh-keygen", "-y", "-f", str(private)]).strip()
 
 
+def operator() -> None:
+    """The operator's certificate: exports of the authority are encrypted to it, and only its key opens them."""
+    folder = LAB / "operator"
+    if not (folder / "certificate.pem").is_file():
+        partial = LAB / f"operator-{os.getpid()}.tmp"
+        remove_tree(partial)
+        partial.mkdir(parents=True, mode=0o700)
+        argv = [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:3072",
+            "-nodes",
+            "-days",
+            "3650",
+            "-subj",
+            "/CN=lab operator",
+        ]
+        capture([*argv, "-keyout", str(partial / "key.pem"), "-out", str(partial / "certificate.pem")])
+        remove_tree(folder)
+        partial.rename(folder)
+
+
 def _ssh_config(hosts: table.Table) -> None:
     lines = [
         "Host *",
@@ -118,6 +142,7 @@ def up(*, with_engine: bool = True) -> None:
             backend.destroy(gone)
         backend.prepare(hosts.networks)
         _ssh_config(hosts)
+        operator()
         specs = _specs(hosts, name, engine_at, weights_at)
 
         created: list[str] = []

@@ -18,6 +18,7 @@ PROGRAMS = {
     "ip": "iproute2",
     "mmdebstrap": "mmdebstrap",
     "ssh": "openssh-client",
+    "openssl": "openssl",
     "shellcheck": "shellcheck",
 }
 SEARCH = ("/usr/sbin", "/sbin", "/usr/lib/podman", "/usr/libexec/podman")
