@@ -10,10 +10,10 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.moat.inference.plugins.module_utils import gateway
 
 
-def gateway_config(settings: Mapping[str, Any], uris_lua: str, group: str = "haproxy") -> list[dict[str, Any]]:
+def gateway_config(settings: Mapping[str, Any], lua: str, group: str = "haproxy") -> list[dict[str, Any]]:
     """Return the gateway's files for the deploy module."""
     try:
-        return gateway.files(settings, uris_lua, group)
+        return gateway.files(settings, lua, group)
     except gateway.GatewayError as error:
         raise AnsibleFilterError(str(error)) from error
 

@@ -20,20 +20,6 @@ SOCKET = re.compile(r"/[A-Za-z0-9_./-]{1,106}")  # sun_path holds 108 bytes with
 METHOD = re.compile(r"[A-Z]+")
 HEADROOM = 64  # connections an address may hold besides twice what its identities may ask at once
 
-# rule: status, type of OpenAI's error object, message
-DENIALS: dict[str, tuple[int, str, str]] = {
-    "deny-identity": (
-        403,
-        "permission_error",
-        "The client certificate names no client of this gateway, or has expired.",
-    ),
-    "deny-address": (403, "permission_error", "This client may not call from this address."),
-    "deny-model": (403, "permission_error", "This client may not use this model."),
-    "deny-path": (404, "not_found_error", "There is nothing at this path."),
-    "deny-method": (405, "invalid_request_error", "This path does not take this method."),
-    "deny-concurrent": (429, "rate_limit_error", "This client has too many requests at once."),
-    "deny-rate": (429, "rate_limit_error", "This client sends requests too fast."),
-}
 # what HAProxy answers by itself
 ERRORS: dict[int, tuple[str, str]] = {
     400: ("invalid_request_error", "The request is malformed."),
@@ -64,6 +50,7 @@ SPOOFABLE = (
     "proxy-authorization",
     "cookie",
     "upgrade",
+    "connection",
 )
 
 TEXT, NUMBER = "text", "number"
@@ -322,12 +309,11 @@ def configuration(settings: Mapping[str, Any]) -> str:
 def _global(settings: Mapping[str, Any]) -> list[str]:
     return [
         "global",
-        "log stdout len 4096 format raw local0 info",
         f"maxconn {settings['connections']}",
         f"nbthread {settings['threads']}",
         f"hard-stop-after {settings['drain_timeout']}s",
         "stats socket /run/moat-gateway/admin.sock mode 600 level admin expose-fd listeners",
-        f"lua-load {DIRECTORY}/uris.lua",
+        f"lua-load-per-thread {DIRECTORY}/gateway.lua",
         "ssl-default-bind-ciphersuites TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256",
         "# a resumed session would skip the check of the certificate",
         "tune.ssl.cachesize 0",
@@ -344,7 +330,6 @@ def _defaults(settings: Mapping[str, Any]) -> list[str]:
     return [
         "defaults",
         "mode http",
-        "log global",
         "option dontlognull",
         "# each event of a stream goes out at once",
         "option http-no-delay",
@@ -374,6 +359,8 @@ def _frontend(settings: Mapping[str, Any]) -> list[str]:
     return [
         "frontend gateway",
         *(f"bind {_listen(address, settings['port'])} {options}" for address in settings["addresses"]),
+        "# lines of JSON and nothing else; what HAProxy says of itself goes to standard error",
+        "log stdout len 4096 format raw local0 info",
         f"log-format {_json_format(LOG_FIELDS)}",
         f"error-log-format {_json_format(ERROR_FIELDS)}",
         "unique-id-format %[uuid()]",
@@ -391,23 +378,19 @@ def _frontend(settings: Mapping[str, Any]) -> list[str]:
         f"http-request set-var(txn.asked) path,{_lookup('paths')}",
         "http-request set-var(txn.now) date,utime(%y%m%d%H%M%S)",
         "# identity: one common name, known to the last byte, of a certificate that has not expired since the handshake",
-        *_denial(
+        *_refusal(
             "deny-identity",
             "if !{ var(txn.client) -m found } || !{ var(txn.cn),strcmp(txn.client) eq 0 } || { ssl_c_s_dn(cn,2) -m found }"
             " || !{ ssl_c_notafter,field(1,Z),sub(txn.now) ge 0 }",
         ),
         "# address",
-        *_denial("deny-address", f"unless {{ var(txn.client),concat(@,txn.source),{_lookup('addresses')} -m found }}"),
+        *_refusal("deny-address", f"unless {{ var(txn.client),concat(@,txn.source),{_lookup('addresses')} -m found }}"),
         "# model and path: exact, so that no spelling of a path is ever interpreted",
-        *_denial("deny-path", "if !{ url -m beg / } || !{ var(txn.model) -m found }"),
-        *_denial("deny-model", f"unless {{ var(txn.client),concat(@,txn.model),{_lookup('grants')} -m found }}"),
-        *_denial("deny-path", "unless { var(txn.asked) -m found }"),
+        *_refusal("deny-path", "if !{ url -m beg / } || !{ var(txn.model) -m found }"),
+        *_refusal("deny-model", f"unless {{ var(txn.client),concat(@,txn.model),{_lookup('grants')} -m found }}"),
+        *_refusal("deny-path", "unless { var(txn.asked) -m found }"),
         f"http-request set-var(txn.methods) var(txn.asked),{_lookup('methods')}",
-        *_denial(
-            "deny-method",
-            f"unless {{ method,concat(@,txn.asked),{_lookup('requests')} -m found }}",
-            "hdr Allow %[var(txn.methods)]",
-        ),
+        *_refusal("deny-method", f"unless {{ method,concat(@,txn.asked),{_lookup('requests')} -m found }}"),
         "http-request set-var(txn.rule) str(in-gateway-),concat(,txn.client)",
         *_ready(),
         "# limits",
@@ -420,8 +403,8 @@ def _frontend(settings: Mapping[str, Any]) -> list[str]:
             f" if {{ var(txn.limits),field(1,/) -m str {window} }}"
             for window in windows
         ),
-        *_denial("deny-concurrent", "if { sc_conn_cur(0),sub(txn.concurrent) gt 0 }", "hdr Retry-After 1"),
-        *_denial("deny-rate", "if { sc_gpc0_rate(0),sub(txn.burst) ge 0 }", "hdr Retry-After %[var(txn.wait)]"),
+        *_refusal("deny-concurrent", "if { sc_conn_cur(0),sub(txn.concurrent) gt 0 }"),
+        *_refusal("deny-rate", "if { sc_gpc0_rate(0),sub(txn.burst) ge 0 }"),
         "# a refused request costs nothing of the rate",
         "http-request sc-inc-gpc0(0)",
         "# what goes to the model server: no word of the client about itself, no query",
@@ -435,25 +418,30 @@ def _frontend(settings: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _denial(rule: str, condition: str, header: str = "") -> list[str]:
-    """The two lines that refuse a request; the first that applies ends it."""
-    status, kind, message = DENIALS[rule]
-    reply = f"content-type application/json lf-string {_error_body(kind, message, rule)}"
+def _refusal(rule: str, condition: str) -> list[str]:
+    """The lines that refuse a request; the first that applies ends it.
+
+    A Lua service answers: it reads the body first. HAProxy's own answer would reset a connection that is still sending.
+    """
     return [
         f"http-request set-var(txn.rule) str({rule}) {condition}",
-        f"http-request return status {status} {reply} {header + ' ' if header else ''}if {{ var(txn.rule) -m str {rule} }}",
+        f"http-request use-service lua.moat_refuse if {{ var(txn.rule) -m str {rule} }}",
     ]
 
 
 def _ready() -> list[str]:
-    asked, up = f"{{ var(txn.asked) -m str {READY} }}", "{ str(model-),concat(,txn.model),nbsrv ge 1 }"
+    asked = f"{{ var(txn.asked) -m str {READY} }}"
     kind, message = ERRORS[503]
     return [
         "# readiness: answered here, counted by no limit, logged when it fails",
-        f"http-request set-log-level silent if {asked} {up}",
-        f"http-request return status 200 content-type application/json string '{{\"ready\": true}}' if {asked} {up}",
+        # a process that is being replaced counts no servers any more; its connections close with this answer
+        "acl up str(model-),concat(,txn.model),nbsrv ge 1",
+        "acl up stopping",
+        f"http-request set-log-level silent if {asked} up",
+        f"http-request return status 200 content-type application/json string '{{\"ready\": true}}' if {asked} up",
         "http-request return status 503 content-type application/json hdr Retry-After 5"
         f" string {_error_body(kind, message, 'gateway')} if {asked}",
+        "http-request use-service lua.moat_refuse if !up",
     ]
 
 
@@ -463,7 +451,6 @@ def _metrics(metrics: Mapping[str, Any]) -> list[str]:
     return [
         "frontend metrics",
         *(f"bind {_listen(address, metrics['port'])} transparent" for address in metrics["addresses"]),
-        "no log",
         "maxconn 32",
         "timeout client 10s",
         f"tcp-request connection reject unless {{ src {' '.join(metrics['peers'])} }}",
@@ -504,12 +491,12 @@ def _tables(clients: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return tables
 
 
-def files(settings: Mapping[str, Any], uris_lua: str, group: str) -> list[dict[str, Any]]:
+def files(settings: Mapping[str, Any], lua: str, group: str) -> list[dict[str, Any]]:
     """Return all files as M(moat.inference.deploy) takes them, what is validated last; raise GatewayError."""
     found = faults(settings)
     if found:
         raise GatewayError("; ".join(found))
-    contents = {**maps(settings), "uris.lua": uris_lua, "haproxy.cfg": configuration(settings)}
+    contents = {**maps(settings), "gateway.lua": lua, "haproxy.cfg": configuration(settings)}
     return [
         {
             "path": f"{DIRECTORY}/{name}",
