@@ -53,7 +53,7 @@ def install() -> None:
         tarball = build()
         partial = LAB / f"collections-{os.getpid()}.tmp"
         remove_tree(partial)
-        arguments = ["collection", "install", "--offline", "--no-deps", "-p", str(partial), str(tarball)]
+        arguments = ["collection", "install", "--force", "--offline", "--no-deps", "-p", str(partial), str(tarball)]
         with Step("install of the collection") as step:
             step.run(tool("ansible-galaxy", *arguments), env=environment(), cwd=ROOT)
         remove_tree(COLLECTIONS)
