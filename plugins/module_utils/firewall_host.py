@@ -156,8 +156,9 @@ def conflicts(states: Mapping[str, deploy.UnitState], ufw: str) -> list[str]:
 class Host:
     """Reads the host, and carries work out or takes it back."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, installed: bool) -> None:
         self._runner = runner
+        self.installed = installed
         self._undo: list[Callable[[], Any]] = []
 
     def unit_states(self) -> dict[str, deploy.UnitState]:
@@ -168,7 +169,9 @@ class Host:
 
     def table(self, *options: str) -> str | None:
         """The table as the kernel lists it; None when there is none, or no nft."""
-        listed = self._runner.run(["nft", *options, "list", "table", *nft.TABLE.split()], ok=(0, 1, 127))
+        if not self.installed:
+            return None
+        listed = self._runner.run(["nft", *options, "list", "table", *nft.TABLE.split()], ok=(0, 1))
         if listed.rc == 1 and "No such file or directory" not in listed.stderr:
             raise CommandError(listed)
         return listed.stdout if listed.rc == 0 else None

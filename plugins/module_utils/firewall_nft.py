@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import collapse_addresses
@@ -19,6 +20,7 @@ TABLE = "inet moat"
 FAMILIES = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
 HOOKS = ("input", "forward", "output")
 HANDOVER = "handover"
+TRANSIENT = re.compile(r"(\ttimeout \S+\n)\t\telements = \{[^}]*\}\n")
 # destroy would say it in one line, but nft 1.0.6 does not know it
 DELETE = f"table {TABLE}\ndelete table {TABLE}\n"
 HEAD = "# Managed by moat.inference.\n"
@@ -149,9 +151,9 @@ def _forward(policy: Policy) -> Iterable[str]:
     yield from _deny(policy, "deny-invalid-forward", "ct state invalid")
     yield "jump spoof"
     for rule in policy.of_chain("forward"):
-        # the port that was asked for, before a container engine translated it
-        asked = f"meta l4proto {rule.protocol} ct original proto-dst {_values(rule.ports)}"
-        yield from _accepts(rule, "iifname", "saddr", asked)
+        # the port that was asked for, before a container engine translated it; nft 1.0.6 cannot read its own listing of a set of these
+        asked = [f"meta l4proto {rule.protocol} ct original proto-dst {port}" for port in rule.ports]
+        yield from _accepts(rule, "iifname", "saddr", *asked)
     yield from _deny(policy, "deny-forward")
 
 
@@ -202,12 +204,13 @@ def _spoof(policy: Policy) -> Iterable[str]:
                 yield from _deny(policy, f"deny-spoof-{segment.name}-{version}", match)
 
 
-def _accepts(rule: Rule, interface: str, address: str, ports: str) -> Iterable[str]:
+def _accepts(rule: Rule, interface: str, address: str, *ports: str) -> Iterable[str]:
     on = f'{interface} "{rule.interface}" ' if rule.interface else ""
     lines = [
-        _allow(rule.id, f"{on}{proto} {address} @{set_name(rule, version)} {ports}")
+        _allow(rule.id, f"{on}{proto} {address} @{set_name(rule, version)} {match}")
         for version, proto, _kind in FAMILIES
         if rule.family(version)
+        for match in ports
     ]
     return _described(rule, lines)
 
@@ -228,6 +231,11 @@ def _not_segments(policy: Policy) -> str:
     """Nobody on a segment may become this host's router."""
     names = sorted({segment.interface for segment in policy.segments})
     return "iifname != {} ".format(_values([f'"{name}"' for name in names])) if names else ""
+
+
+def without_transient(text: str) -> str:
+    """The text of a listing without the elements of sets with a timeout."""
+    return TRANSIENT.sub(r"\1", text)
 
 
 def parse_listing(text: str) -> Listing:

@@ -222,13 +222,12 @@ def plan(
     if faults or locked:
         module.fail_json(msg="; ".join([*faults, *([locked] if locked else [])]))
     ruleset = nft.ruleset(policy)
-    installed = bool(module.get_bin_path("nft"))
-    if not installed and not module.check_mode:
+    if not host.installed and not module.check_mode:
         module.fail_json(msg="nft is not installed; install the package nftables")
-    difference = nft.compare(live, host.candidate(ruleset)) if installed else nft.Difference("table")
+    difference = nft.compare(live, host.candidate(ruleset)) if host.installed else nft.Difference("table")
     transaction = nft.elements_change(policy, difference.sets) if difference.kind == "elements" else ruleset
     work = Work(difference, plan_host(ruleset, states), states, live is not None, ruleset, transaction)
-    return policy, work, show(host, work, host.candidate_text(ruleset) if installed and work.changed else ruleset)
+    return policy, work, show(host, work, host.candidate_text(ruleset) if host.installed and work.changed else ruleset)
 
 
 def show(host: Host, work: Work, after: str) -> list[dict[str, str]]:
@@ -236,8 +235,8 @@ def show(host: Host, work: Work, after: str) -> list[dict[str, str]]:
     entries = []
     shown = work.difference.kind != "none"
     if shown:
-        head = f"table {nft.TABLE}"
-        entries.append({"before_header": head, "after_header": head, "before": host.table("-s") or "", "after": after})
+        head, before = f"table {nft.TABLE}", nft.without_transient(host.table("-s") or "")
+        entries.append({"before_header": head, "after_header": head, "before": before, "after": after})
     for change in [*work.paths.directories, *work.paths.files]:
         # the table's own entry says what the ruleset says
         brief = shown and change.path == RULESET
@@ -287,7 +286,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    host = Host(Runner(module))
+    host = Host(Runner(module), bool(module.get_bin_path("nft")))
     try:
         policy, work, diff = plan(module, host, host.unit_states())
     except CommandError as error:

@@ -1,0 +1,194 @@
+"""What the firewall lets pass and what it refuses, as other hosts see it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import socket
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+Data = dict[str, Any]
+At = Callable[[str], Any]
+WATCHED = (22, 8081, 8443, 9101, 9443)
+
+
+def dial(targets: Iterable[tuple[str, int]], options: str = "") -> str:
+    """A shell script that tries all targets at once and prints `address port` for each that answers."""
+    lines = [f"(nc -z -w 2 {options} {address} {port} && echo {address} {port}) &" for address, port in targets]
+    return "sh -c " + shlex.quote("\n".join([*lines, "wait"]) + "\n")
+
+
+def answering(host: Any, targets: Iterable[tuple[str, int]], options: str = "") -> set[tuple[str, int]]:
+    """The targets that answer the host."""
+    lines = host.run(dial(targets, options)).stdout.split("\n")
+    return {(words[0], int(words[1])) for words in (line.split() for line in lines) if len(words) == 2}
+
+
+def addresses(item: Data) -> list[str]:
+    """Every address of a host, that of its administration too."""
+    found = (item.get(key) for key in ("moat_address4", "moat_address6", "ansible_host"))
+    return list(dict.fromkeys(address for address in found if address))
+
+
+@pytest.fixture(scope="module")
+def hostvars(listing: Data) -> dict[str, Data]:
+    return dict(listing["_meta"]["hostvars"])
+
+
+@pytest.fixture(scope="module")
+def managed(hostvars: dict[str, Data]) -> list[str]:
+    return [name for name, item in hostvars.items() if item.get("moat_segment")]
+
+
+@pytest.fixture(scope="module")
+def probes(hostvars: dict[str, Data]) -> list[str]:
+    return [name for name, item in hostvars.items() if item.get("moat_probe")]
+
+
+@pytest.fixture(scope="module")
+def tables(at: At, managed: list[str]) -> dict[str, str]:
+    """Every managed host's table as the kernel has it."""
+    with ThreadPoolExecutor(4) as pool:
+        listed = pool.map(lambda name: at(name).run("nft list table inet moat").stdout, managed)
+    return dict(zip(managed, listed))
+
+
+def test_intruders_reach_one_another_and_no_managed_host(
+    at: At, hostvars: dict[str, Data], managed: list[str], probes: list[str]
+) -> None:
+    forbidden = {(address, port) for name in managed for address in addresses(hostvars[name]) for port in WATCHED}
+
+    def ask(name: str) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
+        item = hostvars[name]
+        control = {(item["moat_control"]["address"], int(item["moat_control"]["port"]))}
+        control |= {(hostvars[other]["moat_address6"], 22) for other in probes if other != name}
+        return control, answering(at(name), control | forbidden)
+
+    with ThreadPoolExecutor(4) as pool:
+        asked = dict(zip(probes, pool.map(ask, probes)))
+    for name, (control, found) in asked.items():
+        assert control <= found, f"{name} reaches nobody, so its refusals prove nothing"
+        assert not found & forbidden, f"{name} reaches a managed host"
+
+
+def test_the_controller_reaches_every_managed_host(hostvars: dict[str, Data], managed: list[str]) -> None:
+    for name in managed:
+        with socket.create_connection((hostvars[name]["ansible_host"], 22), 5) as connection:
+            assert connection.recv(4) == b"SSH-"
+
+
+@pytest.mark.parametrize("port", [22, 53, 123])
+def test_no_source_port_opens_anything(
+    at: At, hostvars: dict[str, Data], managed: list[str], probes: list[str], port: int
+) -> None:
+    probe, target = probes[0], managed[0]
+    found = answering(at(probe), [(address, 22) for address in addresses(hostvars[target])], f"-p {port}")
+    assert found == set()
+
+
+def test_a_refusal_is_counted(at: At, hostvars: dict[str, Data], managed: list[str], probes: list[str]) -> None:
+    count = "nft list chain inet moat input | sed -n 's/.*counter packets \\([0-9]*\\).*\"deny-input\"$/\\1/p'"
+    host, address = at(managed[0]), hostvars[managed[0]]["moat_address4"]
+    before = int(host.run(count).stdout)
+    assert answering(at(probes[0]), [(address, 4444)]) == set()
+    assert int(host.run(count).stdout) > before
+
+
+def test_managed_hosts_send_nothing_undeclared(
+    at: At, hostvars: dict[str, Data], managed: list[str], probes: list[str]
+) -> None:
+    targets = [(address, 22) for name in probes for address in addresses(hostvars[name])]
+    for name in managed[:2]:
+        assert answering(at(name), targets) == set()
+    assert answering(at(probes[0]), targets), "nobody answers, so the refusals prove nothing"
+
+
+def test_every_chain_is_closed_and_every_verdict_counts(tables: dict[str, str]) -> None:
+    for name, table in tables.items():
+        for hook in ("input", "forward", "output"):
+            assert f"type filter hook {hook} priority filter; policy drop;" in table, name
+            assert re.search(rf'counter packets \d+ bytes \d+ drop comment "deny-{hook}"\n\t}}', table), name
+        lines = table.splitlines()
+        for number, line in enumerate(lines):
+            if re.search(r"\b(accept|drop|reject)\b", line) and "policy" not in line:
+                assert re.search(r"counter packets \d+ bytes \d+ .*comment \"[a-z0-9-]+\"$", line), (name, line)
+                assert "limit rate" not in line, (name, line)
+            if re.search(r'"deny-[a-z0-9-]+"$', line):
+                assert re.search(r'limit rate \S+ (burst .*)?log prefix "moat deny-', lines[number - 1]), (name, line)
+
+
+def test_every_rule_of_the_plan_has_its_line(tables: dict[str, str], plan: Any) -> None:
+    for name, table in tables.items():
+        for rule in plan.host(name)["firewall"]["rules"]:
+            families = [family for family in ("4", "6") if rule.get(f"peers{family}")]
+            accepts = re.findall(r"accept comment \"{}\"$".format(rule["id"]), table, re.M)
+            assert len(accepts) == max(1, len(families)), (name, rule["id"])
+            for family in families:
+                assert "\tset {}_{} {{".format(rule["id"], family) in table, (name, rule["id"])
+
+
+def test_a_local_port_is_for_its_users(at: At, managed: list[str], plan: Any) -> None:
+    rules = [
+        (name, rule) for name in managed for rule in plan.host(name)["firewall"]["rules"] if rule["chain"] == "local"
+    ]
+    for name, rule in rules:
+        port, user = rule["ports"][0], rule["users"][0]
+        script = f"""
+count() {{ nft list chain inet moat local | sed -n 's/.*counter packets \\([0-9]*\\).*"'"$1"'"$/\\1/p'; }}
+allowed=$(count {rule["id"]}) denied=$(count deny-{rule["id"]})
+setpriv --reuid={user} --clear-groups nc -z -w 2 127.0.0.1 {port}
+echo listed $(($(count {rule["id"]}) - allowed)) $(($(count deny-{rule["id"]}) - denied))
+allowed=$(count {rule["id"]}) denied=$(count deny-{rule["id"]})
+setpriv --reuid=nobody --clear-groups nc -z -w 2 127.0.0.1 {port} && echo open to nobody
+setpriv --reuid=nobody --clear-groups nc -z -w 2 ::1 {port} && echo open to nobody
+echo other $(($(count {rule["id"]}) - allowed)) $(($(count deny-{rule["id"]}) - denied))
+"""
+        said = at(name).run("sh -c " + shlex.quote(script)).stdout.split("\n")
+        assert "open to nobody" not in said
+        listed = next(line for line in said if line.startswith("listed")).split()
+        other = next(line for line in said if line.startswith("other")).split()
+        assert int(listed[1]) > 0 and listed[2] == "0", (name, rule["id"], said)
+        assert other[1] == "0" and int(other[2]) >= 2, (name, rule["id"], said)
+
+
+def test_stop_and_restart_stay_closed_and_touch_no_other_table(
+    at: At, hostvars: dict[str, Data], managed: list[str], probes: list[str]
+) -> None:
+    host, probe = at(managed[-1]), at(probes[0])
+    targets = [(address, 22) for address in addresses(hostvars[managed[-1]])]
+    control = hostvars[probes[0]]["moat_control"]
+    both = {*targets, (control["address"], int(control["port"]))}
+    script = """
+nft add table inet other_test
+nft add chain inet other_test kept
+rules() { nft -s list table inet moat | grep -v 'elements = .* expires' | sha256sum; }
+before=$(rules)
+systemctl restart moat-firewall.service && [ "$before" = "$(rules)" ] && echo restarted
+systemctl reload moat-firewall.service && [ "$before" = "$(rules)" ] && echo reloaded
+systemctl stop moat-firewall.service && [ "$before" = "$(rules)" ] && echo stopped
+nft list chain inet other_test kept >/dev/null && echo kept
+"""
+    try:
+        assert host.run("sh -c " + shlex.quote(script)).stdout.split() == ["restarted", "reloaded", "stopped", "kept"]
+        assert answering(probe, both) == {(control["address"], int(control["port"]))}
+    finally:
+        host.run("systemctl start moat-firewall.service; nft delete table inet other_test")
+    assert host.run("systemctl is-active moat-firewall.service").stdout.strip() == "active"
+
+
+def test_the_ruleset_on_disk_is_the_one_in_the_kernel_and_comes_before_the_network(at: At, managed: list[str]) -> None:
+    script = """
+live=$(nft -s -j list table inet moat)
+disk=$(unshare -n sh -c 'nft -f /etc/moat/firewall/ruleset.nft && nft -s -j list table inet moat')
+same() { printf '%s' "$1" | jq -S '[.nftables[] | map(del(.handle)) | map(if .timeout then del(.elem) else . end)]'; }
+[ -n "$live" ] && [ "$(same "$live")" = "$(same "$disk")" ] && echo same
+systemctl is-enabled moat-firewall.service
+systemctl show -p Before,Wants,ExecStop --value moat-firewall.service | grep -c network-pre.target
+systemctl show -p ExecStop --value moat-firewall.service
+"""
+    for name in managed[:3]:
+        assert at(name).run("sh -c " + shlex.quote(script)).stdout.split() == ["same", "enabled", "2"], name
