@@ -3,6 +3,7 @@
 
 A cell without a path is a TCP connection. A cell with a path is a request to the gateway: with the source's own client
 certificate (identity own, client named) or with none; a request is allowed only if identity, address and model match.
+`expect` is allow, deny, or closed where nothing listens, so that any answer at all would be wrong.
 """
 
 from __future__ import annotations
@@ -62,60 +63,63 @@ class Row:
         for address in self.target.addresses:
             sender = self.source.address(address.family)
             if sender is not None:
-                for port in self._segment_ports():
-                    yield self._connection(sender, address, port, "")
+                for port, listens in self._segment_ports().items():
+                    yield self._connection(sender, address, port, "", listens)
         if "gateway" in self.plan:
             for address in self.target.link:
                 yield from self._gateway_cells(address)
 
-    def _segment_ports(self) -> list[int]:
-        intent = self.planner.intent
-        ports = set(intent.admin.ports) if intent.admin else set()
+    def _segment_ports(self) -> dict[int, bool]:
+        """Ports on the segment side, and whether something listens there: on the others nothing may ever answer."""
+        ports = dict.fromkeys(self.planner.intent.admin.ports, True)
         if "gateway" in self.plan:
-            ports |= {self.plan["gateway"]["port"], self.plan["gateway"]["metrics"]["port"], ENGINE_PORT}
+            ports[self.plan["gateway"]["metrics"]["port"]] = True
+            ports[self.plan["gateway"]["port"]] = False
+            ports.setdefault(ENGINE_PORT, False)
         if "ca" in self.plan:
-            ports.add(self.plan["ca"]["port"])
-        return sorted(ports)
+            ports[self.plan["ca"]["port"]] = True
+        return dict(sorted(ports.items()))
 
     def _gateway_cells(self, address: Address) -> Iterator[Data]:
         """The link side of a gateway. Who is no peer can only send there from its segment address, outside the link."""
-        link = next(item for item in self.source.link if item.family == address.family) if self.peered else None
+        link = next((item for item in self.source.link if item.family == address.family and self.peered), None)
         sender = link or self.source.address(address.family)
         if sender is None:
             return
         gateway = self.plan["gateway"]
-        connection = self._connection(
-            sender, address, gateway["port"], self.plan["private_link"]["interface"] if link else ""
-        )
+        interface = self.plan["private_link"]["interface"] if link else ""
+        connection = self._connection(sender, address, gateway["port"], interface)
         yield connection
         for model in gateway["models"]:
             path = f"{model['prefix']}/v1/models"
             yield self._request(connection, path, None, False)
-            for client in sorted(self.planner.clients_on.get(self.source.name, ()), key=lambda item: item.name):
+            for client in self.planner.clients_on.get(self.source.name, ()):
                 entry = next((item for item in gateway["clients"] if item["name"] == client.name), None)
                 allowed = entry is not None and sender.text in entry["addresses"] and model["name"] in entry["models"]
                 yield self._request(connection, path, client.name, allowed)
 
-    def _connection(self, sender: Address, address: Address, port: int, interface: str) -> Data:
+    def _connection(self, sender: Address, address: Address, port: int, interface: str, listens: bool = True) -> Data:
         rule = admitting(self.plan, "input", sender, port, self.target.segment if not interface else "", interface)
-        denied = None if rule else DENY_INPUT
-        if self.own_plan is not None and not admitting(
-            self.own_plan, "output", address, port, self.source.segment if not interface else "", interface
-        ):
-            denied = DENY_OUTPUT
-        return self._cell(address, port, None, None, denied or str(rule), denied is None)
+        own, segment = self.own_plan, self.source.segment if not interface else ""
+        if own is not None and not admitting(own, "output", address, port, segment, interface):
+            return self._cell(address, port, None, None, DENY_OUTPUT, "deny" if listens else "closed")
+        if rule is None:
+            return self._cell(address, port, None, None, DENY_INPUT, "deny" if listens else "closed")
+        return self._cell(address, port, None, None, rule, "allow")
 
     def _request(self, connection: Data, path: str, client: str | None, allowed: bool) -> Data:
-        if connection["expect"] == "deny":
-            rule, allow = connection["rule"], False
+        if connection["expect"] != "allow":
+            rule, expect = connection["rule"], "deny"
         elif client is None:
-            rule, allow = DENY_IDENTITY, False
+            rule, expect = DENY_IDENTITY, "deny"
+        elif not allowed:
+            rule, expect = DENY_REQUEST, "deny"
         else:
-            rule, allow = (names.rule_id("in-gateway", client), True) if allowed else (DENY_REQUEST, False)
+            rule, expect = names.rule_id("in-gateway", client), "allow"
         address = Address(connection["family"], 0, connection["address"])
-        return self._cell(address, connection["port"], client, path, rule, allow)
+        return self._cell(address, connection["port"], client, path, rule, expect)
 
-    def _cell(self, address: Address, port: int, client: str | None, path: str | None, rule: str, allow: bool) -> Data:
+    def _cell(self, address: Address, port: int, client: str | None, path: str | None, rule: str, expect: str) -> Data:
         parts = [self.source.name, self.target.name, address.text, str(port)]
         if path:
             parts += [client or "nobody", path.strip("/").partition("/")[0]]
@@ -128,7 +132,8 @@ class Row:
             "port": port,
             "identity": "own" if client else "none",
             "client": client,
+            "certificate": names.connector_certificate(client) if client else None,
             "path": path,
-            "expect": "allow" if allow else "deny",
+            "expect": expect,
             "rule": rule,
         }

@@ -25,9 +25,7 @@ def check_networks(intent: Intent, faults: Faults) -> None:
         for name, segment in intent.segments.items()
         for network in segment.networks
     ]
-    if intent.link:
-        for network in (intent.link.network4, intent.link.network6):
-            named.append((f"{ROOT}.link.cidr{network.family}", "the private link", network))
+    named += [(f"{ROOT}.link.cidr{network.family}", "the private link", network) for network in intent.link.networks]
     ordered = sorted(named, key=lambda item: (item[2].family, item[2].first, item[2].prefix, item[0]))
     for index, (_path, title, network) in enumerate(ordered):
         for path, _title, other in ordered[index + 1 :]:
@@ -40,7 +38,7 @@ def check_networks(intent: Intent, faults: Faults) -> None:
                 "give each segment and the private link a network of its own",
             )
     for path, network in _sources(intent):
-        for link in (intent.link.network4, intent.link.network6) if intent.link else ():
+        for link in intent.link.networks:
             if network.overlaps(link):
                 faults.add(
                     path,
@@ -51,7 +49,7 @@ def check_networks(intent: Intent, faults: Faults) -> None:
 
 
 def _sources(intent: Intent) -> Iterable[tuple[str, Network]]:
-    for network in intent.admin.sources if intent.admin else ():
+    for network in intent.admin.sources:
         yield f"{ROOT}.admin.from", network
     for service in intent.services.values():
         for network in service.networks:
@@ -60,8 +58,6 @@ def _sources(intent: Intent) -> Iterable[tuple[str, Network]]:
 
 def check_ports(intent: Intent, faults: Faults) -> None:
     """Ports of different parts differ, so that no rule opens more than it names."""
-    if not (intent.link and intent.admin and intent.ca):
-        return
     owners: dict[int, str] = dict.fromkeys(intent.admin.ports, f"{ROOT}.admin.ports")
     named = (
         (f"{ROOT}.admin.metrics_port", intent.admin.metrics_port),
@@ -90,7 +86,7 @@ def resolve(intent: Intent, inventory: Inventory) -> None:
     for service in list(intent.services.values()):
         intent.services[service.name] = replace(service, hosts=inventory.resolve(service.select))
     intent.egress = tuple(replace(egress, hosts=inventory.resolve(egress.select)) for egress in intent.egress)
-    if intent.ca and intent.ca.host:
+    if intent.ca.host:
         inventory.resolve({intent.ca.host: f"{ROOT}.ca.host"}, single=True)
 
 
@@ -124,7 +120,7 @@ def _check_length(path: str, name: str, faults: Faults) -> None:
 def check_separation(intent: Intent, faults: Faults) -> None:
     """A host has one part to play: serve models, run clients, or hold the certificate authority."""
     serving: dict[str, str] = {host: name for name, model in intent.models.items() for host in model.hosts}
-    authority = intent.ca.host if intent.ca else ""
+    authority = intent.ca.host
     for name, client in intent.clients.items():
         for host in client.hosts:
             if host in serving:
@@ -164,7 +160,7 @@ def check_families(intent: Intent, hosts: dict[str, Host], faults: Faults) -> No
         own = _families(client.hosts, hosts)
         for model in client.models:
             _check_pairs(f"{ROOT}.clients.{client.name}.hosts", own, by_model.get(model, {}), f"model {model}", faults)
-    if not (intent.ca and intent.ca.host in hosts):
+    if intent.ca.host not in hosts:
         return
     authority = _families((intent.ca.host,), hosts)
     for name, families in by_model.items():
@@ -195,20 +191,19 @@ def _check_pairs(
 def run_tests(intent: Intent, allowed: dict[str, set[str]], faults: Faults) -> None:
     """The policy's own tests, against what the plan gives each client."""
     for test in intent.tests:
-        allow = test.model in allowed.get(test.client, set())
-        if allow == test.allow or test.client not in intent.clients or test.model not in intent.models:
+        client, model = intent.clients.get(test.client), intent.models.get(test.model)
+        # Who has no hosts is at fault already, and what a test of it would find follows from that fault.
+        if not (client and client.hosts and model and model.hosts):
             continue
-        path = f"{ROOT}.tests[{test.index}]"
-        models = ", ".join(sorted(allowed.get(test.client, set()))) or "none"
+        granted = allowed[test.client]
+        allow = test.model in granted
+        if allow == test.allow:
+            continue
         verdict = f"{test.client} to {test.model} is {'allow' if allow else 'deny'} in the plan"
-        problem = f"fails: {verdict}, whose models for {test.client} are: {models}"
+        problem = f"fails: {verdict}, whose models for {test.client} are: {', '.join(sorted(granted)) or 'none'}"
         verb = f"remove {test.model} from" if allow else f"add {test.model} to"
-        faults.add(
-            path,
-            "allow" if test.allow else "deny",
-            problem,
-            f"{verb} {ROOT}.clients.{test.client}.models, or correct expect",
-        )
+        remedy = f"{verb} {ROOT}.clients.{test.client}.models, or correct expect"
+        faults.add(f"{ROOT}.tests[{test.index}]", "allow" if test.allow else "deny", problem, remedy)
 
 
 def reached(intent: Intent) -> dict[str, set[str]]:

@@ -14,6 +14,8 @@ SUGGESTIONS = 8
 
 SECRET_KEY = re.compile(r"(^|_)(password|passwd|passphrase|token|secret|private_key|psk|preshared_key|api_key)$")
 PEM_BLOCK = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----")
+# Tokens by the beginning that their makers gave them, and a password within a URL.
+TOKEN = re.compile(r"\b(hf_|ghp_|github_pat_|glpat-|sk-|xox[bp]-)[A-Za-z0-9_-]{20,}|://[^/\s:@]*:[^/\s@]+@")
 # 32 bytes in base64, as WireGuard writes keys (wg(8)); the last character before "=" carries four bits only.
 WIREGUARD_KEY = re.compile(r"(?<![A-Za-z0-9+/=])[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=(?![A-Za-z0-9+/=])")
 
@@ -116,7 +118,16 @@ def show(value: Any) -> str:
 
 
 def looks_secret(text: str) -> bool:
-    return bool(PEM_BLOCK.search(text) or WIREGUARD_KEY.search(text))
+    return bool(PEM_BLOCK.search(text) or WIREGUARD_KEY.search(text) or TOKEN.search(text) or hands_secret(text))
+
+
+def names_secret(name: str) -> bool:
+    return bool(SECRET_KEY.search(name.lower().replace("-", "_")))
+
+
+def hands_secret(text: str) -> bool:
+    """Whether a word of a command line hands a secret over: --api-key=..., or --api-key before the word that does."""
+    return text.startswith("--") and names_secret(text.partition("=")[0])
 
 
 def suggest(value: Any, known: Iterable[str]) -> str:
@@ -136,8 +147,8 @@ def find_secrets(value: Any, path: str, faults: Faults) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
             here = f"{path}.{key}"
-            named = isinstance(key, str) and SECRET_KEY.search(key.lower().replace("-", "_"))
-            if named and item not in (None, "", {}, []):
+            # A map below such a key is no secret: a client may well be called "token".
+            if isinstance(key, str) and names_secret(key) and item not in (None, "", []) and not isinstance(item, dict):
                 faults.add_secret(here)
             else:
                 find_secrets(item, here, faults)

@@ -104,22 +104,29 @@ class Inventory:
             self.faults.add(f"{path}.moat_segment", segment, "is no segment", suggest(segment, intent.segments))
         else:
             self._check_segment(path, segment, addresses, intent)
-        interface = variables.get("moat_interface")
-        if interface is not None:
-            remedy = (
-                interface_remedy(interface)
-                if isinstance(interface, str)
-                else "write an interface name in quotes, such as eth0"
-            )
-            if remedy:
-                self.faults.add(f"{path}.moat_interface", interface, "is no interface name", remedy)
+        interface = self._interface(path, variables, intent)
         if not addresses:
             if not any(variables.get(key) for key in ("moat_address4", "moat_address6")):
                 self.faults.add(path, Absent, "has no address", "set moat_address4, moat_address6 or both")
             return
         self._check_administration(path, variables, addresses, intent)
         link = self._link(name, path, variables, addresses, intent)
-        self.hosts[name] = Host(name, addresses, str(segment), str(interface) if interface else None, link)
+        self.hosts[name] = Host(name, addresses, str(segment), interface, link)
+
+    def _interface(self, path: str, variables: dict[str, Any], intent: Intent) -> str | None:
+        value = variables.get("moat_interface")
+        here = f"{path}.moat_interface"
+        if value is None or self.faults.is_secret(here):
+            return None
+        remedy = (
+            interface_remedy(value) if isinstance(value, str) else "write an interface name in quotes, such as eth0"
+        )
+        if remedy:
+            self.faults.add(here, value, "is no interface name", remedy)
+        elif value == intent.link.interface:
+            remedy = "name the interface that has the segment address, or choose another moat_perimeter.link.interface"
+            self.faults.add(here, value, "is the private link's interface", remedy)
+        return str(value)
 
     def _read_probe(self, name: str, path: str, addresses: tuple[Address, ...], segment: Any) -> None:
         if segment is not None:
@@ -182,13 +189,12 @@ class Inventory:
     def _check_administration(
         self, path: str, variables: dict[str, Any], addresses: tuple[Address, ...], intent: Intent
     ) -> None:
-        sources = intent.admin.sources if intent.admin else ()
         own = [(f"{path}.moat_address{address.family}", address) for address in addresses]
         # ansible_host may be a name: what it stands for is not known here.
         with suppress(AddressError):
             own.append((f"{path}.ansible_host", parse_address(str(variables.get("ansible_host")))))
         for here, address in own:
-            for source in sources:
+            for source in intent.admin.sources:
                 if source.holds(address):
                     problem = (
                         f"lies in {source.text} of moat_perimeter.admin.from, so this host would administer all others"
@@ -203,10 +209,8 @@ class Inventory:
     def _link(
         self, name: str, path: str, variables: dict[str, Any], addresses: tuple[Address, ...], intent: Intent
     ) -> tuple[Address, ...]:
-        if intent.link is None:
-            return ()
         found = []
-        for network in (intent.link.network4, intent.link.network6):
+        for network in intent.link.networks:
             key = f"moat_link_address{network.family}"
             own = next((address for address in addresses if address.family == network.family), None)
             address = self._address(path, variables, network.family, "moat_link_address") or link_address(

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.addresses import Address, Network
 
@@ -27,6 +27,10 @@ class Link:
     network6: Network
     port: int
     interface: str
+
+    @property
+    def networks(self) -> tuple[Network, Network]:
+        return self.network4, self.network6
 
 
 @dataclass(frozen=True)
@@ -107,17 +111,17 @@ class PolicyTest:
 class Intent:
     """The whole intent; maps are sorted by name."""
 
-    domain: str = ""
-    segments: dict[str, Segment] = field(default_factory=dict)
-    link: Link | None = None
-    admin: Admin | None = None
-    ca: Authority | None = None
-    gateway_port: int = 0
-    models: dict[str, Model] = field(default_factory=dict)
-    clients: dict[str, Client] = field(default_factory=dict)
-    services: dict[str, Service] = field(default_factory=dict)
-    egress: tuple[Egress, ...] = ()
-    tests: tuple[PolicyTest, ...] = ()
+    domain: str
+    segments: dict[str, Segment]
+    link: Link
+    admin: Admin
+    ca: Authority
+    gateway_port: int
+    models: dict[str, Model]
+    clients: dict[str, Client]
+    services: dict[str, Service]
+    egress: tuple[Egress, ...]
+    tests: tuple[PolicyTest, ...]
 
 
 @dataclass(frozen=True)

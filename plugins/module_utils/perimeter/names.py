@@ -84,12 +84,9 @@ def connector_certificate(client: str) -> str:
 
 def link_address(name: str, own: Address | None, network: Network) -> Address:
     """The private-link address of a host: from the host alone, so that no other host ever renumbers it."""
-    mask = network.last ^ network.first
-    if network.family == 4 and own is not None:
-        low = own.value
-    else:
-        low = int.from_bytes(hashlib.sha256(name.encode()).digest(), "big")
-    value = network.first | (low & mask)
+    by_name = int.from_bytes(hashlib.sha256(name.encode()).digest(), "big")
+    low = own.value if own is not None and network.family == 4 else by_name
+    value = network.first | (low & (network.last ^ network.first))
     return Address(network.family, value, address_text(network.family, value))
 
 

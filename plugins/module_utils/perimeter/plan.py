@@ -20,6 +20,7 @@ class Planner:
     def __init__(self, intent: Intent, hosts: dict[str, Host]) -> None:
         self.intent = intent
         self.hosts = hosts
+        # Models and clients come sorted by name, and so does every list made of them here.
         self.models_on: dict[str, list[str]] = defaultdict(list)
         self.clients_on: dict[str, list[Client]] = defaultdict(list)
         self.clients_of: dict[str, list[Client]] = defaultdict(list)
@@ -46,7 +47,7 @@ class Planner:
         return self.is_gateway(host) or self.is_client_host(host)
 
     def is_authority(self, host: str) -> bool:
-        return self.intent.ca is not None and host == self.intent.ca.host
+        return host == self.intent.ca.host
 
     def roles(self, host: str) -> list[str]:
         """The roles of a host, in order of application."""
@@ -59,7 +60,7 @@ class Planner:
     def clients_at(self, host: str) -> dict[str, tuple[Client, list[str]]]:
         """The clients that a gateway serves, each with its models on that host; sorted by name."""
         found: dict[str, tuple[Client, list[str]]] = {}
-        for model in sorted(self.models_on.get(host, ())):
+        for model in self.models_on.get(host, ()):
             for client in self.clients_of.get(model, ()):
                 found.setdefault(client.name, (client, []))[1].append(model)
         return dict(sorted(found.items()))
@@ -72,10 +73,7 @@ class Planner:
         """Client -> the other ends of its private-link edges at this host."""
         if self.is_gateway(host):
             return {name: list(client.hosts) for name, (client, _models) in self.clients_at(host).items()}
-        return {
-            client.name: self.gateways_of(client)
-            for client in sorted(self.clients_on.get(host, ()), key=lambda item: item.name)
-        }
+        return {client.name: self.gateways_of(client) for client in self.clients_on.get(host, ())}
 
     def peers(self, host: str) -> list[str]:
         """One edge for each authorised pair, however many clients and models it carries."""
@@ -83,7 +81,8 @@ class Planner:
 
     def common_address(self, host: Host, other: Host) -> Address:
         """The address by which `host` reaches `other`: IPv4 where both have it."""
-        return next(address for address in other.addresses if address.family in host.families)
+        families = host.families
+        return next(address for address in other.addresses if address.family in families)
 
     def plan(self, name: str) -> Data:
         host = self.hosts[name]
@@ -100,9 +99,7 @@ class Planner:
             plan["model_server"] = self._model_server(name)
             plan["gateway"] = self._gateway(host)
         if "connector" in roles:
-            plan["connector"] = [
-                self._connector(client) for client in sorted(self.clients_on[name], key=lambda item: item.name)
-            ]
+            plan["connector"] = [self._connector(client) for client in self.clients_on[name]]
         return plan
 
     def _firewall(self, host: Host) -> Data:
@@ -118,8 +115,6 @@ class Planner:
 
     def _rules(self, host: Host) -> Iterable[Data]:
         intent, name = self.intent, host.name
-        if intent.admin is None or intent.ca is None or intent.link is None:
-            return
         sources = by_family((network.family, network.text) for network in intent.admin.sources)
         yield rule("in-admin-ssh", "input", "tcp", intent.admin.ports, sources, "administration")
         if self.is_gateway(name):
@@ -181,8 +176,6 @@ class Planner:
     def _edge_rules(self, host: Host, client: str, others: list[str]) -> Iterable[Data]:
         """Both ends open the link to each other: either may have something to send first."""
         link, port = self.intent.link, self.intent.gateway_port
-        if link is None:
-            return
         outer, inner = self._of_hosts(host, others), self._of_links(others)
         for chain, prefix in (("input", "in-link"), ("output", "out-link")):
             yield rule(
@@ -207,9 +200,10 @@ class Planner:
 
     def _of_hosts(self, host: Host, others: Iterable[str]) -> dict[int, list[str]]:
         """Segment addresses of other hosts, in the families this host has."""
+        families = host.families
         addresses = (address for other in sorted(others) for address in self.hosts[other].addresses)
         return by_family(
-            (address.family, address.host_network()) for address in addresses if address.family in host.families
+            (address.family, address.host_network()) for address in addresses if address.family in families
         )
 
     def _of_links(self, others: Iterable[str]) -> dict[int, list[str]]:
@@ -225,8 +219,8 @@ class Planner:
             allowed = [address.host_network() for address in other.link]
             peers.append({"name": name, "endpoint": self.common_address(host, other).text, "allowed_ips": allowed})
         return {
-            "interface": link.interface if link else None,
-            "port": link.port if link else None,
+            "interface": link.interface,
+            "port": link.port,
             "addresses": [address.host_network() for address in host.link],
             "peers": peers,
         }
@@ -236,11 +230,11 @@ class Planner:
         items = []
         if self.is_gateway(name):
             own = names.gateway_name(name, domain)
-            models = [names.model_name(model, domain) for model in sorted(self.models_on[name])]
+            models = [names.model_name(model, domain) for model in self.models_on[name]]
             items.append(
                 self._item("gateway", own, [own, *models], names.gateway_uri(name, domain), "moat-gateway.service")
             )
-        for client in sorted(self.clients_on.get(name, ()), key=lambda item: item.name):
+        for client in self.clients_on.get(name, ()):
             dns, uri = [names.client_name(client.name, domain)], names.client_uri(client.name, domain)
             items.append(
                 self._item(names.connector_certificate(client.name), client.name, dns, uri, "moat-connector.service")
@@ -248,28 +242,23 @@ class Planner:
         return items
 
     def _item(self, name: str, common_name: str, dns: list[str], uri: str, unit: str) -> Data:
-        lifetime = self.intent.ca.lifetime if self.intent.ca else None
         return {
             "name": name,
             "common_name": common_name,
             "dns": dns,
             "uris": [uri],
-            "lifetime": lifetime,
+            "lifetime": self.intent.ca.lifetime,
             "reload_unit": unit,
         }
 
     def _certificate_ca(self, host: Host) -> Data:
         ca = self.intent.ca
-        if ca is None:
-            return {}
         address = self.common_address(host, self.hosts[ca.host])
         shown = f"[{address.text}]" if address.family == 6 else address.text
         return {"url": f"https://{shown}:{ca.port}", "host": ca.host}
 
     def _ca(self, host: Host) -> Data:
         ca, domain = self.intent.ca, self.intent.domain
-        if ca is None:
-            return {}
         allowed = {names.gateway_name(name, domain) for name in self.models_on}
         allowed |= {names.model_name(model.name, domain) for model in self.intent.models.values() if model.hosts}
         for client in self.intent.clients.values():
@@ -284,7 +273,7 @@ class Planner:
         }
 
     def _model_server(self, host: str) -> list[Data]:
-        models = (self.intent.models[name] for name in sorted(self.models_on[host]))
+        models = (self.intent.models[name] for name in self.models_on[host])
         return [
             {
                 "name": model.name,
@@ -298,11 +287,10 @@ class Planner:
 
     def _gateway(self, host: Host) -> Data:
         admin = self.intent.admin
-        models = sorted(self.models_on[host.name])
         metrics = {
-            "port": admin.metrics_port if admin else None,
+            "port": admin.metrics_port,
             "addresses": texts(host.addresses),
-            "peers": [network.text for network in admin.sources] if admin else [],
+            "peers": [network.text for network in admin.sources],
         }
         return {
             "port": self.intent.gateway_port,
@@ -311,7 +299,7 @@ class Planner:
             "metrics": metrics,
             "models": [
                 {"name": name, "prefix": names.model_prefix(name), "socket": names.model_socket(name)}
-                for name in models
+                for name in self.models_on[host.name]
             ],
             "clients": [
                 self._gateway_client(client, allowed) for client, allowed in self.clients_at(host.name).values()

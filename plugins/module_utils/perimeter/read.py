@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ansible_collections.moat.inference.plugins.module_utils.model_server import argument_faults
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.addresses import (
     AddressError,
     parse_address,
@@ -34,8 +35,6 @@ INTERFACE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,14}")  # IFNAMSIZ is 16, its last
 USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")  # useradd(8)
 SOURCE = re.compile(r"(/[A-Za-z0-9._@+-]+)+")
 LIFETIME = re.compile(r"([1-9][0-9]{0,4})(m|h)")
-# What would give the engine a way in besides its own socket, or a secret on its command line.
-ENGINE_ARGS_REFUSED = ("--host", "--port", "--uds", "--api-key", "--ssl-keyfile", "--ssl-certfile", "--root-path")
 DEFAULT_LIMITS = Limits(requests_per_second=10, burst=20, concurrent=8)
 
 
@@ -64,13 +63,6 @@ def source_remedy(text: str) -> str | None:
     return None if good else "write an absolute path without '..', such as /srv/models/xray-7b"
 
 
-def engine_arg_remedy(text: str) -> str | None:
-    name = text.partition("=")[0].replace("_", "-")
-    if name in ENGINE_ARGS_REFUSED:
-        return "remove it: the engine listens on its own Unix socket only, and the gateway authorises"
-    return None if text.isprintable() else "write printable characters only"
-
-
 def lifetime_remedy(text: str) -> str | None:
     match = LIFETIME.fullmatch(text)
     minutes = int(match.group(1)) * (60 if match.group(2) == "h" else 1) if match else 0
@@ -91,22 +83,20 @@ def read_intent(value: Any, faults: Faults) -> Intent:
     """The intent as far as it can be read; every fault found is in `faults`."""
     find_secrets(value, ROOT, faults)
     root = Section(faults, ROOT, value, ROOT_KEYS)
-    intent = Intent()
-    intent.domain = root.text("domain", "write the private DNS suffix, such as inference.internal", domain_remedy) or ""
-    intent.segments = read_segments(root)
-    intent.link = read_link(root)
-    intent.admin = read_admin(root)
-    intent.ca = read_ca(root)
-    intent.gateway_port = optional(root, "gateway", ("port",)).number("port", *PORTS, default=8443)
-    intent.models = {name: read_model(root, name, path, item) for name, path, item in root.named("models")}
-    intent.clients = {name: read_client(root, name, path, item) for name, path, item in root.named("clients")}
-    intent.services = {name: read_service(root, name, path, item) for name, path, item in root.named("services")}
-    intent.egress = tuple(
-        read_egress(root, index, path, item) for index, (path, item) in enumerate(root.items("egress"))
+    tests = [read_test(root, index, path, item) for index, (path, item) in enumerate(root.items("tests"))]
+    return Intent(
+        domain=root.text("domain", "write the private DNS suffix, such as inference.internal", domain_remedy) or "",
+        segments=read_segments(root),
+        link=read_link(root),
+        admin=read_admin(root),
+        ca=read_ca(root),
+        gateway_port=optional(root, "gateway", ("port",)).number("port", *PORTS, default=8443),
+        models={name: read_model(root, name, path, item) for name, path, item in root.named("models")},
+        clients={name: read_client(root, name, path, item) for name, path, item in root.named("clients")},
+        services={name: read_service(root, name, path, item) for name, path, item in root.named("services")},
+        egress=tuple(read_egress(root, index, path, item) for index, (path, item) in enumerate(root.items("egress"))),
+        tests=tuple(test for test in tests if test is not None),
     )
-    tests = (read_test(root, index, path, item) for index, (path, item) in enumerate(root.items("tests")))
-    intent.tests = tuple(test for test in tests if test is not None)
-    return intent
 
 
 def optional(root: Section, key: str, keys: tuple[str, ...]) -> Section:
@@ -140,10 +130,13 @@ def read_segments(root: Section) -> dict[str, Segment]:
 
 def read_link(root: Section) -> Link:
     section = optional(root, "link", ("cidr4", "cidr6", "port", "interface"))
-    network4 = section.network("cidr4", 4, "100.64.0.0/10") or parse_network("100.64.0.0/10")
-    network6 = section.network("cidr6", 6, "fd00:200::/64") or parse_network("fd00:200::/64")
-    port = section.number("port", *PORTS, default=51820)
-    return Link(network4, network6, port, section.text("interface", check=interface_remedy) or "moat0")
+    network4, network6 = (section.network(f"cidr{family}", family) for family in (4, 6))
+    return Link(
+        network4 or parse_network("100.64.0.0/10"),
+        network6 or parse_network("fd00:200::/64"),
+        section.number("port", *PORTS, default=51820),
+        section.text("interface", check=interface_remedy) or "moat0",
+    )
 
 
 def read_admin(root: Section) -> Admin:
@@ -176,10 +169,21 @@ def read_model(root: Section, name: str, path: str, value: Any) -> Model:
         engine=section.choice("engine", ("vllm",), default="vllm") or "vllm",
         source=section.text("source", "write the directory of the weights, such as /srv/models/xray-7b", source_remedy)
         or "",
-        engine_args=tuple(
-            section._text(here, item, engine_arg_remedy) or "" for here, item in section.items("engine_args")
-        ),
+        engine_args=read_engine_args(section),
     )
+
+
+def read_engine_args(section: Section) -> tuple[str, ...]:
+    """Arguments that would give the engine another way in, or a way out, are refused by the rules of its role."""
+    written = [(path, section.string(path, item) or "") for path, item in section.items("engine_args")]
+    arguments = [text for _path, text in written]
+    for index, reason in argument_faults(arguments):
+        path, text = written[index]
+        section.faults.add(path, text, reason[len(text) :].strip(), "remove it")
+    for path, text in written:
+        if not text.isprintable():
+            section.faults.add(path, text, "will not do", "write printable characters only")
+    return tuple(arguments)
 
 
 def read_client(root: Section, name: str, path: str, value: Any) -> Client:

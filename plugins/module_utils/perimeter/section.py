@@ -47,9 +47,10 @@ class Section:
         value = self.take(key, required)
         if value is None:
             return None
-        return self._text(f"{self.path}.{key}", value, check)
+        return self.string(f"{self.path}.{key}", value, check)
 
-    def _text(self, path: str, value: Any, check: Callable[[str], str | None] | None) -> str | None:
+    def string(self, path: str, value: Any, check: Callable[[str], str | None] | None = None) -> str | None:
+        """The value at a path, which must be a string that is not empty."""
         if self.faults.is_secret(path):
             return None
         if not isinstance(value, str) or not value:
@@ -123,7 +124,7 @@ class Section:
         """A list of different strings in the order written, each with its path."""
         found: dict[str, str] = {}
         for path, item in self.items(key, required, single):
-            text = self._text(path, item, check)
+            text = self.string(path, item, check)
             if text is not None and text in found:
                 self.faults.add(path, text, "is there twice", "remove one of the two")
             elif text is not None:
@@ -143,10 +144,8 @@ class Section:
                 found.append(network)
         return sort_networks(found)
 
-    def network(self, key: str, family: int, default: str | None = None) -> Network | None:
-        value = self.take(key)
-        network = read_network(self.faults, f"{self.path}.{key}", default if value is None else value, family)
-        return network if network is not None or default is None else parse_network(default)
+    def network(self, key: str, family: int) -> Network | None:
+        return read_network(self.faults, f"{self.path}.{key}", self.take(key), family)
 
     def named(self, key: str, required: str = "") -> Iterator[tuple[str, str, Any]]:
         """Name, path and value of each entry of a map whose keys are names, sorted by name."""
