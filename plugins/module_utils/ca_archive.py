@@ -80,7 +80,8 @@ def encrypt(runner: Runner, recipient: str, text: str) -> str:
         handle.write(recipient)
         handle.flush()
         command = ["openssl", "cms", "-encrypt", "-binary", "-aes-256-gcm", "-outform", "PEM", "-recip", handle.name]
-        return runner.run(command, stdin=text).stdout
+        message: str = runner.run(command, stdin=text).stdout
+        return message
 
 
 def recipient_fault(runner: Runner, recipient: str) -> str:

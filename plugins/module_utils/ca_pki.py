@@ -174,36 +174,24 @@ def make(runner: Runner, step: str, directory: str, name: str, trust_domain: str
     for path in (new, os.path.join(new, "root"), os.path.join(new, "provisioner")):
         os.mkdir(path, 0o700)
     at = {key: os.path.join(new, key) for key in SERVICE_FILES + PROVISIONER_FILES + ROOT_FILES}
-    for secret in ("root/password", "intermediate_password", "provisioner/password"):
-        _write(at[secret], password())
+    for key in ("root/password", "intermediate_password", "provisioner/password"):
+        _write(at[key], password())
     templates = {"root": root_template(), "intermediate": intermediate_template(trust_domain)}
     for key, text in templates.items():
         _write(os.path.join(new, key + ".tpl"), text)
     create = [step, "certificate", "create", "--kty", "EC", "--curve", "P-256"]
-    runner.run(
-        create
-        + [
-            "--template",
-            os.path.join(new, "root.tpl"),
-            "--not-after",
-            ROOT_HOURS,
-            "--password-file",
-            at["root/password"],
-        ]
-        + ["--", f"{name} Root CA", at["root_ca.crt"], at["root/root_ca_key"]]
-    )
-    runner.run(
-        create
-        + ["--template", os.path.join(new, "intermediate.tpl"), "--not-after", INTERMEDIATE_HOURS]
-        + ["--ca", at["root_ca.crt"], "--ca-key", at["root/root_ca_key"], "--ca-password-file", at["root/password"]]
-        + ["--password-file", at["intermediate_password"]]
-        + ["--", f"{name} Intermediate CA", at["intermediate_ca.crt"], at["intermediate_ca_key"]]
-    )
-    runner.run(
-        [step, "crypto", "jwk", "create", "--kty", "EC", "--curve", "P-256", "--use", "sig"]
-        + ["--password-file", at["provisioner/password"]]
-        + ["--", at["provisioner/public.json"], at["provisioner/private.json"]]
-    )
+    lifetime = ["--not-after", ROOT_HOURS]
+    secret = ["--password-file", at["root/password"]]
+    result = ["--", f"{name} Root CA", at["root_ca.crt"], at["root/root_ca_key"]]
+    runner.run([*create, "--template", os.path.join(new, "root.tpl"), *lifetime, *secret, *result])
+    lifetime = ["--not-after", INTERMEDIATE_HOURS]
+    secret = ["--password-file", at["intermediate_password"]]
+    issuer = ["--ca", at["root_ca.crt"], "--ca-key", at["root/root_ca_key"], "--ca-password-file", at["root/password"]]
+    result = ["--", f"{name} Intermediate CA", at["intermediate_ca.crt"], at["intermediate_ca_key"]]
+    runner.run([*create, "--template", os.path.join(new, "intermediate.tpl"), *lifetime, *issuer, *secret, *result])
+    secret = ["--password-file", at["provisioner/password"]]
+    result = ["--", at["provisioner/public.json"], at["provisioner/private.json"]]
+    runner.run([step, "crypto", "jwk", "create", "--kty", "EC", "--curve", "P-256", "--use", "sig", *secret, *result])
     runner.run(["openssl", "verify", "-CAfile", at["root_ca.crt"], at["intermediate_ca.crt"]])
     _write(at["pki.json"], json.dumps({"name": name, "trust_domain": trust_domain}) + "\n")
     for key in templates:
