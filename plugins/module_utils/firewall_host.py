@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,8 +210,7 @@ class Host:
             self._units(work.actions, work.states[UNIT])
             self._kernel(work)
             self._files(work.paths)
-            if os.path.isdir(DIRECTORY) and not os.listdir(DIRECTORY):
-                os.rmdir(DIRECTORY)
+            self._sweep()
             return
         self._kernel(work)
         self._files(work.paths)
@@ -219,6 +219,14 @@ class Host:
             elements = nft.handover(policy, established(self.connections()))
             if elements:
                 self.load(elements)
+
+    def _sweep(self) -> None:
+        """Remove the directory, with what a killed run left in it."""
+        for path in (RULESET, CLOSED):
+            with suppress(FileNotFoundError):
+                os.unlink(files.candidate_path(path))
+        if os.path.isdir(DIRECTORY) and not os.listdir(DIRECTORY):
+            os.rmdir(DIRECTORY)
 
     def _kernel(self, work: Work) -> None:
         if work.difference.kind == "none":
