@@ -25,15 +25,19 @@ options:
       protocol: {description: Transport protocol., type: str, choices: [tcp], default: tcp}
       port: {description: Port to connect to., type: int, required: true}
       identity: {description: Whether to show the host's own certificate., type: str, choices: [none, own], default: none}
+      client: {description: Name of the client whose certificate is shown; not used by the probe., type: str}
       certificate: {description: Name of the host's own certificate under the directory of certificates., type: str}
       path: {description: Path to ask for over HTTPS; without it a completed connection is enough., type: str}
       expect: {description: What the plan expects; not used by the probe., type: str}
       rule: {description: Rule id of the plan; not used by the probe., type: str}
   control:
-    description: A port that must answer this host, or its refusals prove nothing.
+    description:
+      - A port that must answer this host, or its refusals prove nothing. Without it, an admitted cell of the same address family is the control.
+      - A host that may reach nothing connects to itself instead, which shows only that its own firewall is what refuses.
     type: dict
     suboptions:
       address: {description: Address to connect to., type: str, required: true}
+      address6: {description: IPv6 address to connect to as well. Refusals over IPv6 need their own control., type: str}
       port: {description: Port to connect to., type: int, required: true}
   certificates:
     description: Directory that has a directory for each certificate.
@@ -56,29 +60,53 @@ EXAMPLES = r"""
 - name: Probe
   moat.inference.reach:
     cells: "{{ moat_compiled.cells[inventory_hostname] }}"
-    control: {address: 10.110.0.254, port: 22}
+    control: {address: 10.110.0.254, address6: "fd00:110::254", port: 22}
 """
 
 RETURN = r"""
 results:
-  description: What each cell's probe found, by id; V(open), V(status 200), V(refused), V(timeout), V(unreachable) or V(tls) and a reason.
+  description:
+    - What each cell's probe found, by id.
+    - Admitted is V(open), or V(status 200) for a cell with a path. A packet was refused with V(refused), V(timeout) or V(unreachable). TLS was
+      refused with V(tls) and a reason. A request was refused with its status.
+    - V(no answer), V(error) and V(not probed) with a reason tell nothing of who is admitted.
   type: dict
   returned: always
+  sample: {"app1 gpu1 100.120.0.11 8443": open, "app1 gpu1 100.120.0.11 8443 portal xray-7b": status 200}
 control:
-  description: Whether the positive control answered; without a control, whether any cell did.
+  description: Whether a positive control answered.
   type: bool
   returned: always
+controls:
+  description: By address family, what the host reached; V(itself) where it may reach nothing else, empty where nothing answered.
+  type: dict
+  returned: always
+  sample: {"4": 10.110.0.254 port 22, "6": ""}
+listening:
+  description: Every TCP socket of the host that listens, as address and port.
+  type: list
+  elements: str
+  returned: always
+  sample: [0.0.0.0 22, "::1 8081"]
 """
 
 import asyncio
 import errno
 import os
+import socket
 import ssl
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.moat.inference.plugins.module_utils import reach
 
 UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EPERM, errno.EACCES, errno.EADDRNOTAVAIL)
+AT_ONCE = 128
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+
+def family_of(address: str) -> int:
+    return 6 if ":" in address else 4
 
 
 def client_context(directory: str | None) -> ssl.SSLContext:
@@ -91,12 +119,22 @@ def client_context(directory: str | None) -> ssl.SSLContext:
     return context
 
 
-async def ask(cell: dict[str, Any], context: ssl.SSLContext | None) -> str:
-    """Connect, and where a path is given send one request and return its status."""
-    reader, writer = await asyncio.open_connection(cell["address"], cell["port"], ssl=context)
+async def connect(address: str, port: int, timeout: float) -> socket.socket:
+    """Return a connected socket."""
+    made = socket.socket(FAMILIES[family_of(address)], socket.SOCK_STREAM)
+    made.setblocking(False)
     try:
-        if context is None:
-            return "open"
+        await asyncio.wait_for(asyncio.get_running_loop().sock_connect(made, (address, port)), timeout)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+async def ask(connection: socket.socket, cell: dict[str, Any], context: ssl.SSLContext) -> str:
+    """Send one request over TLS and return its status."""
+    reader, writer = await asyncio.open_connection(sock=connection, ssl=context, server_hostname="")
+    try:
         request = f"GET {cell['path']} HTTP/1.1\r\nHost: {cell['address']}\r\nConnection: close\r\n\r\n"
         writer.write(request.encode("ascii"))
         await writer.drain()
@@ -106,39 +144,120 @@ async def ask(cell: dict[str, Any], context: ssl.SSLContext | None) -> str:
         writer.close()
 
 
+async def probe_packet(address: str, port: int, timeout: float) -> tuple[str, socket.socket | None]:
+    """Return what a connection finds, in a word, and the connection."""
+    try:
+        return "open", await connect(address, port, timeout)
+    except (asyncio.TimeoutError, TimeoutError):
+        return "timeout", None
+    except (ConnectionRefusedError, ConnectionResetError):
+        return "refused", None
+    except OSError as error:
+        return "unreachable" if error.errno in UNREACHABLE else f"error {error.strerror or error}", None
+
+
+async def probe_request(
+    connection: socket.socket, cell: dict[str, Any], context: ssl.SSLContext, timeout: float
+) -> str:
+    """Return what a request over that connection finds. In TLS 1.3 a refused certificate shows only after the handshake."""
+    try:
+        return await asyncio.wait_for(ask(connection, cell, context), timeout)
+    except (asyncio.TimeoutError, TimeoutError):
+        return "no answer"
+    except ssl.SSLError as error:
+        return f"tls {error.reason or error}"
+    except (ConnectionResetError, ConnectionAbortedError, BrokenPipeError):
+        return "tls reset"
+    except OSError as error:
+        return f"error {error.strerror or error}"
+
+
 async def probe(cell: dict[str, Any], certificates: str, timeout: float) -> str:
     """Return what one target answers, in a word."""
+    context = None
+    if cell.get("path"):
+        try:
+            own = cell["identity"] == "own"
+            context = client_context(os.path.join(certificates, cell["certificate"] or "") if own else None)
+        except OSError as error:  # ssl.SSLError is one: a key that does not fit is no refusal by the gateway
+            return f"not probed: certificate {cell['certificate']}: {error.strerror or error}"
+    found, connection = await probe_packet(cell["address"], cell["port"], timeout)
+    if connection is None:
+        return found
+    if context is None:
+        connection.close()
+        return found
+    return await probe_request(connection, cell, context, timeout)
+
+
+async def reaches_itself(address: str, timeout: float) -> bool:
+    """Whether the host can connect to a listener of its own, at the address from which it would send to the given one."""
+    family = FAMILIES[family_of(address)]
     try:
-        context = None
-        if cell.get("path"):
-            own = cell["identity"] == "own" and cell.get("certificate")
-            context = client_context(os.path.join(certificates, cell["certificate"]) if own else None)
-        return await asyncio.wait_for(ask(cell, context), timeout)
-    except asyncio.TimeoutError:
-        return "timeout"
-    except ssl.SSLError as error:
-        return f"tls {error.reason}"
-    except ConnectionRefusedError:
-        return "refused"
-    except ConnectionResetError:
-        return "tls reset" if cell.get("path") else "refused"
-    except OSError as error:
-        return "unreachable" if error.errno in UNREACHABLE else f"error {error.strerror}"
+        with socket.socket(family, socket.SOCK_DGRAM) as sender, socket.socket(family, socket.SOCK_STREAM) as listener:
+            sender.connect((address, 9))  # sends nothing: it only has the kernel choose the source address
+            listener.bind((sender.getsockname()[0], 0))
+            listener.listen()
+            own, port = listener.getsockname()[:2]
+            found, connection = await probe_packet(own, port, timeout)
+            if connection is not None:
+                connection.close()
+            return found == "open"
+    except OSError:
+        return False
 
 
-async def probe_all(cells: list[dict[str, Any]], certificates: str, timeout: float) -> list[str]:
-    """Probe all cells, a bounded number at a time."""
-    gate = asyncio.Semaphore(128)
+class Prober:
+    """Probes all cells, a bounded number at a time, and the controls."""
 
-    async def one(cell: dict[str, Any]) -> str:
-        async with gate:
-            return await probe(cell, certificates, timeout)
+    def __init__(self, params: dict[str, Any]) -> None:
+        self.cells: list[dict[str, Any]] = params["cells"]
+        self.control: dict[str, Any] = params["control"] or {}
+        self.certificates: str = params["certificates"]
+        self.timeout: float = params["timeout"]
 
-    return list(await asyncio.gather(*(one(cell) for cell in cells)))
+    async def run(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Return what each cell's probe found, and by family what the host reached."""
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def one(cell: dict[str, Any]) -> str:
+            async with gate:
+                return await probe(cell, self.certificates, self.timeout)
+
+        found = await asyncio.gather(*(one(cell) for cell in self.cells))
+        results = dict(zip((cell["id"] for cell in self.cells), found))
+        return results, {str(family): await self._control(family, results) for family in FAMILIES}
+
+    async def _control(self, family: int, results: dict[str, str]) -> str:
+        named = [self.control[key] for key in ("address", "address6") if self.control.get(key)]
+        for address in named:
+            if family_of(address) == family:
+                found, connection = await probe_packet(address, self.control["port"], self.timeout)
+                if connection is not None:
+                    connection.close()
+                return f"{address} port {self.control['port']}" if found == "open" else ""
+        mine = [cell for cell in self.cells if family_of(cell["address"]) == family]
+        for cell in mine:
+            if reach.admitted(results[cell["id"]]):
+                return f"{cell['address']} port {cell['port']}"
+        if mine and not named and await reaches_itself(mine[0]["address"], self.timeout):
+            return reach.ITSELF
+        return ""
+
+
+def listening() -> list[str]:
+    """Every socket of the host that listens."""
+    found: set[str] = set()
+    for path in ("/proc/net/tcp", "/proc/net/tcp6"):
+        if os.path.exists(path):
+            with open(path, encoding="ascii") as handle:
+                found.update(reach.parse_listening(handle.read()))
+    return sorted(found)
 
 
 def main() -> None:
     text = {"type": "str"}
+    address = {"type": "str", "required": True}
     port = {"type": "int", "required": True}
     module = AnsibleModule(
         argument_spec={
@@ -149,30 +268,28 @@ def main() -> None:
                 "options": {
                     "id": {"type": "str", "required": True},
                     "destination": text,
-                    "address": {"type": "str", "required": True},
+                    "address": address,
                     "family": {"type": "int"},
                     "protocol": {"type": "str", "choices": ["tcp"], "default": "tcp"},
                     "port": port,
                     "identity": {"type": "str", "choices": ["none", "own"], "default": "none"},
+                    "client": text,
                     "certificate": text,
                     "path": text,
                     "expect": text,
                     "rule": text,
                 },
             },
-            "control": {"type": "dict", "options": {"address": {"type": "str", "required": True}, "port": port}},
+            "control": {"type": "dict", "options": {"address": address, "address6": text, "port": port}},
             "certificates": {"type": "path", "default": "/etc/moat/tls"},
             "timeout": {"type": "float", "default": 2.0},
         },
         supports_check_mode=True,
     )
-    cells = module.params["cells"]
-    control = module.params["control"]
-    targets = cells + ([dict(control, identity="none")] if control else [])
-    found = asyncio.run(probe_all(targets, module.params["certificates"], module.params["timeout"]))
-    results = {cell["id"]: answer for cell, answer in zip(cells, found)}
-    works = found[-1] == "open" if control else any(answer == "open" for answer in found)
-    module.exit_json(changed=False, results=results, control=works)
+    results, controls = asyncio.run(Prober(module.params).run())
+    module.exit_json(
+        changed=False, results=results, control=any(controls.values()), controls=controls, listening=listening()
+    )
 
 
 if __name__ == "__main__":
