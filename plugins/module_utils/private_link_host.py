@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from ansible_collections.moat.inference.plugins.module_utils import deploy, private_link
 from ansible_collections.moat.inference.plugins.module_utils.run import Runner
@@ -12,6 +14,7 @@ from ansible_collections.moat.inference.plugins.module_utils.run import Runner
 PROPERTIES = "ActiveState,UnitFileState,NeedDaemonReload,LoadState"
 RUNNING = ("active", "reloading")
 ANY = range(256)
+RUN = "/run"
 
 
 class Host:
@@ -21,6 +24,8 @@ class Host:
         self._runner = runner
         self.interface = interface
         self.unit = f"wg-quick@{interface}.service"
+        # in /run, for a reboot restarts the unit anyway
+        self.pending = f"{RUN}/moat-link-{interface}.restart"
 
     def live(self, names: dict[str, str]) -> private_link.Link | None:
         """Return the interface as it runs; names is public key -> name."""
@@ -58,9 +63,24 @@ class Host:
     def delete(self) -> None:
         self._runner.run(["ip", "link", "delete", "dev", self.interface])
 
+    def forget_pending(self) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(self.pending)
+
+    @contextmanager
+    def _private_directory(self) -> Iterator[str]:
+        """A directory in memory that only root can read; what a killed run left of it goes first."""
+        path = f"{RUN}/moat-link-{self.interface}"
+        shutil.rmtree(path, ignore_errors=True)
+        os.mkdir(path, 0o700)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
     def strip(self, text: str, private_key: str, keys: set[str]) -> str:
         """Return what wg-quick makes of a configuration for wg, once that is known to be whole."""
-        with tempfile.TemporaryDirectory(prefix="moat-link-", dir="/run") as directory:
+        with self._private_directory() as directory:
             path = os.path.join(directory, f"{self.interface}.conf")
             private_file(path, text)
             result = self._runner.run(["wg-quick", "strip", path], ok=ANY)
@@ -72,13 +92,13 @@ class Host:
 
     def sync(self, stripped: str) -> None:
         """Have wg apply a checked configuration; wg reads all of it before it changes anything."""
-        with tempfile.TemporaryDirectory(prefix="moat-link-", dir="/run") as directory:
+        with self._private_directory() as directory:
             path = os.path.join(directory, "checked")
             private_file(path, stripped)
             self._runner.run(["wg", "syncconf", self.interface, path])
 
     def apply(self, delta: private_link.Delta, stripped: str, mtu: int) -> None:
-        """Bring the running interface along: new paths before old ones go, and no route outlives its reason to fail closed."""
+        """Bring the running interface along. Routes go last, so what was meant for a removed peer is refused, not sent elsewhere."""
         device = ["dev", self.interface]
         if delta.sync:
             self.sync(stripped)

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 
 from ansible_collections.moat.inference.plugins.module_utils import files
 from ansible_collections.moat.inference.plugins.module_utils.private_link import is_key
@@ -69,5 +71,16 @@ def keep_public_key(directory: str, host: str, key: str) -> None:
     """Write a host's public half; hosts that do so at the same moment do not disturb each other."""
     path = public_path(directory, host)
     os.makedirs(directory, mode=0o755, exist_ok=True)
-    candidate = files.stage(path, files.FileState("file", (key + "\n").encode("ascii"), 0o644))
-    files.commit(candidate, path)
+    # a name of its own each time: two runs may keep the key of one host at once
+    descriptor, candidate = tempfile.mkstemp(prefix=f".{host}.", dir=directory)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as handle:
+            handle.write(key + "\n")
+            handle.flush()
+            os.fchmod(handle.fileno(), 0o644)
+            os.fsync(handle.fileno())
+        files.commit(candidate, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(candidate)
+        raise

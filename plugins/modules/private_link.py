@@ -166,7 +166,8 @@ class Change:
 
     def _plan_unit(self) -> None:
         self.running = self.unit.active in RUNNING and self.live is not None
-        self.restart = not self.running or bool(self.unit_files)
+        self.owed = self.running and not self.unit_files and os.path.exists(self.host.pending)
+        self.restart = not self.running or self.owed or bool(self.unit_files)
         self.enable = self.unit.enabled not in ("enabled", "static", "generated")
         self.reload = bool(self.unit_files) or self.unit.stale
         self.delta = private_link.Delta()
@@ -180,6 +181,8 @@ class Change:
         ]
         if not self.running:
             reasons.append(f"{self.host.unit} is {self.unit.active}" + ("" if self.live else ", no interface"))
+        if self.owed:
+            reasons.append(f"{self.host.unit} was not restarted after its files changed: a run was cut short")
         if self.enable:
             reasons.append(f"{self.host.unit} does not start at boot")
         if self.reload and not self.unit_files:
@@ -219,6 +222,9 @@ class Change:
         stripped = self.host.strip(self.text, self.private_key, set(self.desired.by_key()))
         done: list[deploy.Change] = []
         try:
+            if self.unit_files:
+                with open(self.host.pending, "w", encoding="utf-8"):
+                    pass
             for change in [*self.unit_files, *([self.configuration] if self.configuration else [])]:
                 os.makedirs(os.path.dirname(change.path), mode=0o755, exist_ok=True)
                 files.write(change.path, change.after)
@@ -235,6 +241,7 @@ class Change:
             if self.enable:
                 self.host.systemctl("enable", "--", self.host.unit)
             self._confirm()
+            self.host.forget_pending()
         except (OSError, RuntimeError, CommandError) as error:
             left = self._undo(done)
             outcome = "but not completely: " + "; ".join(left) if left else "completely"
@@ -249,7 +256,7 @@ class Change:
             raise RuntimeError(f"{self.host.interface} is not what was planned: {'; '.join(remaining)}")
 
     def _undo(self, done: list[deploy.Change]) -> list[str]:
-        faults = []
+        faults: list[str] = []
         try:
             for change in reversed(done):
                 if change.before.kind == "absent":
@@ -267,6 +274,7 @@ class Change:
                 self.host.systemctl("restart", "--", self.host.unit)
             else:
                 self._undo_live()
+            self.host.forget_pending()
         except (OSError, RuntimeError, CommandError) as error:
             faults.append(str(error))
         return faults
