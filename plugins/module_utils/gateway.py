@@ -58,7 +58,7 @@ TEXT, NUMBER = "text", "number"
 LOG_FIELDS: tuple[tuple[str, str, str], ...] = (
     ("time", TEXT, "%[date,utime(%Y-%m-%dT%H:%M:%SZ)]"),
     ("request", TEXT, "%ID"),
-    ("rule", TEXT, "%[var(txn.rule)]"),
+    ("rule", TEXT, "%[var(txn.rule,deny-malformed)]"),
     ("client", TEXT, "%[var(txn.client)]"),
     ("common_name", TEXT, "%[var(txn.cn),bytes(0,64),json(utf8s)]"),
     ("uris", TEXT, "%[var(sess.uris),bytes(0,256),json(utf8s)]"),
@@ -79,10 +79,10 @@ LOG_FIELDS: tuple[tuple[str, str, str], ...] = (
     ("total_ms", NUMBER, "%Ta"),
     ("termination", TEXT, "%ts"),
 )
-# connections that never became a request: refused in the TLS handshake
+# connections that never became a request: refused in the TLS handshake, or no HTTP
 ERROR_FIELDS: tuple[tuple[str, str, str], ...] = (
     ("time", TEXT, "%[date,utime(%Y-%m-%dT%H:%M:%SZ)]"),
-    ("rule", TEXT, "deny-tls"),
+    ("rule", TEXT, "deny-connection"),
     ("source", TEXT, "%ci"),
     ("source_port", NUMBER, "%cp"),
     ("error", TEXT, "%[fc_err_str,json(utf8s)]"),
@@ -92,6 +92,25 @@ ERROR_FIELDS: tuple[tuple[str, str, str], ...] = (
 
 class GatewayError(ValueError):
     """The inputs cannot be used; the message names every fault."""
+
+
+def normalised(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs with every number as an int, for an inventory and the command line may give text."""
+    metrics = settings["metrics"]
+    port = metrics.get("port")
+    return {
+        **settings,
+        **{key: int(settings[key]) for key in ("port", "connections", "threads", "timeout", "drain_timeout")},
+        "clients": [
+            {**client, "limits": {key: int(value) for key, value in client["limits"].items()}}
+            for client in settings["clients"]
+        ],
+        "metrics": {
+            "port": None if port in (None, "") else int(port),
+            "addresses": metrics.get("addresses") or [],
+            "peers": metrics.get("peers") or [],
+        },
+    }
 
 
 def faults(settings: Mapping[str, Any]) -> list[str]:
@@ -187,7 +206,7 @@ def _faults_of_endpoints(endpoints: Sequence[Mapping[str, Any]]) -> Iterator[str
 
 def _faults_of_metrics(settings: Mapping[str, Any]) -> Iterator[str]:
     metrics = settings["metrics"]
-    if metrics.get("port") is None:
+    if metrics["port"] is None:
         return
     if not 1 <= metrics["port"] <= 65535:
         yield f"gateway_metrics.port is {metrics['port']}: write a number from 1 to 65535"
@@ -338,11 +357,13 @@ def _defaults(settings: Mapping[str, Any]) -> list[str]:
         "# a reload refuses nobody who is about to send: old connections close with their next answer",
         "option idle-close-on-response",
         "option http-restrict-req-hdr-names delete",
+        "option disable-h2-upgrade",
         "retries 2",
         "timeout connect 5s",
         "timeout http-request 10s",
         "timeout http-keep-alive 10s",
-        f"timeout client {settings['timeout']}s",
+        "# time in which the client says or takes nothing although it should; waiting for an answer is not counted",
+        "timeout client 60s",
         f"timeout server {settings['timeout']}s",
         *errors,
     ]
@@ -446,7 +467,7 @@ def _ready() -> list[str]:
 
 
 def _metrics(metrics: Mapping[str, Any]) -> list[str]:
-    if metrics.get("port") is None:
+    if metrics["port"] is None:
         return []
     return [
         "frontend metrics",
@@ -493,6 +514,7 @@ def _tables(clients: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def files(settings: Mapping[str, Any], lua: str, group: str) -> list[dict[str, Any]]:
     """Return all files as M(moat.inference.deploy) takes them, what is validated last; raise GatewayError."""
+    settings = normalised(settings)
     found = faults(settings)
     if found:
         raise GatewayError("; ".join(found))
@@ -503,7 +525,7 @@ def files(settings: Mapping[str, Any], lua: str, group: str) -> list[dict[str, A
             "content": content,
             "mode": "0640",
             "group": group,
-            "validate": [HAPROXY, "-c", "-q", "-f", "%s"] if name == "haproxy.cfg" else [],
+            "validate": [HAPROXY, "-c", "-f", "%s"] if name == "haproxy.cfg" else [],
         }
         for name, content in contents.items()
     ]
