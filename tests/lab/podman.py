@@ -47,6 +47,11 @@ def containers_conf() -> str:
     return "\n".join(sections) + "\n"
 
 
+def hardware_address(address4: str) -> str:
+    """A locally administered address that stays: neighbours remember it over a restart of the host."""
+    return "02:6d:" + ":".join(f"{int(part):02x}" for part in address4.split("."))
+
+
 def raise_limits() -> None:
     """A dozen systemds and their services share this machine's inotify instances, of which a kernel gives root 128."""
     for name, least in INOTIFY.items():
@@ -108,6 +113,7 @@ class Podman:
         networks: list[str] = []
         for number, interface in enumerate(spec.host.interfaces):
             settings = f"ip={interface.address4},ip6={interface.address6},interface_name=eth{number}"
+            settings += f",mac={hardware_address(interface.address4)}"
             networks += ["--network", f"{PREFIX}{interface.network}:{settings}"]
         mounts = [f"--mount=type=bind,src={here},dst={there},ro=true" for here, there in spec.mounts]
         options = ["--privileged", "--systemd=always", "--shm-size=2g", "--no-hosts", "--dns=none", "--stop-timeout=10"]
