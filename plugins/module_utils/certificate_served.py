@@ -22,7 +22,7 @@ except ImportError:  # on a host this file lies beside the others
     from certificate_store import CertificateError, Store
 
 RUNNING = ("active", "reloading", "activating", "refreshing")
-PATIENCE = 20
+PATIENCE, UNASKED_PATIENCE = 20.0, 3.0
 SERIAL = re.compile(r"^Serial: *([0-9A-Fa-f]+)$", re.MULTILINE)
 
 
@@ -72,7 +72,7 @@ def parse_listeners(text: str, unit: str) -> list[tuple[str, int]]:
         if len(words) < 6 or not words[-1].startswith("cgroup:") or unit not in words[-1].split("/"):
             continue
         address, _colon, port = words[3].rpartition(":")
-        address = address.strip("[]").split("%")[0]
+        address = address.split("%")[0].strip("[]")
         listeners.append(({"0.0.0.0": "127.0.0.1", "*": "127.0.0.1", "::": "::1"}.get(address, address), int(port)))
     return listeners
 
@@ -154,7 +154,7 @@ class Service:
             return
         command("systemctl", "try-reload-or-restart", "--", unit)
         # what could not be asked before may open its socket or port with the reload
-        last = time.monotonic() + (PATIENCE if present is not None else 3)
+        last = time.monotonic() + (UNASKED_PATIENCE if present is None else PATIENCE)
         while True:
             try:
                 answer = self.served()

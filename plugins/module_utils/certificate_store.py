@@ -52,10 +52,10 @@ def openssl(*arguments: str, accept: Sequence[int] = (0,)) -> str:
 
 
 @contextlib.contextmanager
-def lock(name: str, directory: str = LOCKS) -> Iterator[None]:
+def lock(name: str) -> Iterator[None]:
     """Keep the play and the timer from changing one set at the same time."""
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    with open(os.path.join(directory, name + ".lock"), "w", encoding="ascii") as handle:
+    os.makedirs(LOCKS, mode=0o700, exist_ok=True)
+    with open(os.path.join(LOCKS, name + ".lock"), "w", encoding="ascii") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
@@ -63,9 +63,10 @@ def lock(name: str, directory: str = LOCKS) -> Iterator[None]:
 class Store:
     """The sets below one directory."""
 
-    def __init__(self, base: str = TLS, group: str = "root") -> None:
-        self.base = base
+    def __init__(self, base: str = "", group: str = "root", owner: tuple[int, int] = (0, 0)) -> None:
+        self.base = base or TLS
         self.group = group
+        self._owner = owner
 
     def path(self, name: str) -> str:
         return os.path.join(self.base, name)
@@ -86,7 +87,7 @@ class Store:
             return []
 
     def _gid(self, file: str) -> int:
-        return grp.getgrnam(self.group).gr_gid if file == "bundle.pem" else 0
+        return grp.getgrnam(self.group).gr_gid if file == "bundle.pem" else self._owner[1]
 
     def wrong_attributes(self, name: str) -> list[str]:
         """Return the files whose mode or owner is not as it shall be."""
@@ -94,7 +95,7 @@ class Store:
         for file, mode in MODES.items():
             try:
                 info = os.lstat(os.path.join(self.path(name), file))
-                if (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid) != (mode, 0, self._gid(file)):
+                if (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid) != (mode, self._owner[0], self._gid(file)):
                     wrong.append(file)
             except FileNotFoundError:
                 continue
@@ -106,7 +107,7 @@ class Store:
         for file in files:
             path = os.path.join(directory, file)
             os.chmod(path, 0o600)
-            os.chown(path, 0, self._gid(file))
+            os.chown(path, self._owner[0], self._gid(file))
             os.chmod(path, MODES[file])
 
     @contextlib.contextmanager

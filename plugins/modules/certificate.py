@@ -9,7 +9,7 @@ version_added: 0.1.0
 description:
   - Judges the key, certificate, bundle and root of each item and says why one must be issued anew. With a single-use token it
     makes a key on the host, has it signed by step-ca and puts all files of the item in place in one step.
-  - Without a token it issues nothing, asks no authority and lists in RV(ignore:enrol) what needs one, so an unchanged host
+  - Without a token it issues nothing, asks no authority and lists in RV(enrol) what needs one, so an unchanged host
     does not depend on the authority. Wrong modes and owners are put right, and items that are no longer listed are removed.
   - After it issued a certificate it reloads the service that uses it, if that runs, and fails unless the service serves it.
 author:
@@ -41,7 +41,7 @@ options:
     type: str
     default: root
   tokens:
-    description: Single-use tokens by name as in RV(ignore:enrol). Tokens for other names are ignored.
+    description: Single-use tokens by name as in RV(enrol). Tokens for other names are ignored.
     type: list
     elements: dict
     default: []
@@ -49,7 +49,7 @@ options:
       name: {description: Name as in the list of what to enrol., type: str, required: true}
       token: {description: The token., type: str, required: true}
   host:
-    description: Name of the host, put before each name in RV(ignore:enrol), so that the lists of several hosts can be joined.
+    description: Name of the host, put before each name in RV(enrol), so that the lists of several hosts can be joined.
     type: str
     default: ""
   renew_interval:
