@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.moat.inference.plugins.module_utils import gateway
+from ansible_collections.moat.inference.plugins.module_utils import gateway, gateway_inputs
 
 
 def gateway_config(settings: Mapping[str, Any], lua: str, group: str = "haproxy") -> list[dict[str, Any]]:
     """Return the gateway's files for the deploy module."""
     try:
         return gateway.files(settings, lua, group)
-    except gateway.GatewayError as error:
+    except gateway_inputs.GatewayError as error:
         raise AnsibleFilterError(str(error)) from error
 
 

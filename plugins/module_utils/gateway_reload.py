@@ -22,7 +22,7 @@ def ask(path: str, command: str) -> str:
             client.settimeout(2)
             client.connect(path)
             client.sendall(command.encode() + b"\n")
-            parts = []
+            parts: list[bytes] = []
             while True:
                 part = client.recv(65536)
                 if not part:
