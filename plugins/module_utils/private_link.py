@@ -219,8 +219,9 @@ def desired_link(options: Mapping[str, Any], public_key: str, peers: Sequence[Pe
 
     def covered(text: str) -> bool:
         network = ipaddress.ip_network(text)
+        first, last = int(network[0]), int(network[-1])
         return any(
-            network.version == other.version and network.subnet_of(other)  # type: ignore[arg-type]
+            network.version == other.version and int(other[0]) <= first and last <= int(other[-1])
             for other in connected
         )
 

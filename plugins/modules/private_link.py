@@ -75,6 +75,7 @@ attributes:
     description: The peers' public keys are read by an action plugin on the controller, the rest is done by a module on the host.
   check_mode:
     support: full
+    description: The configuration is compared, but not handed to wg-quick(8), which may not be there yet.
   diff_mode:
     support: full
     description: Shows the configuration without its secrets, the running interface and the unit.
