@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import os
 import tarfile
@@ -31,7 +30,7 @@ def load(text: str) -> bytes:
     """Return the archive in a backup's text; raise ValueError when it is none."""
     try:
         return base64.b64decode("".join(text.split()), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise ValueError("it is no backup of an authority: no base64") from error
 
 

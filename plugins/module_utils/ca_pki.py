@@ -231,7 +231,11 @@ def drifted(wanted: list[tuple[str, files.FileState]]) -> list[tuple[str, files.
     """Return path, present and wanted state of what has another mode or owner."""
     changes = []
     for path, state in wanted:
-        present = attributes_of(path)
+        try:
+            present = attributes_of(path)
+        except FileNotFoundError:
+            # the running database removes files of its own
+            continue
         mode = state.mode if state.mode is not None else present.mode
         after = files.FileState(present.kind, None, mode, state.owner, state.group)
         if present != after:

@@ -142,8 +142,8 @@ def main() -> None:
             module.fail_json(msg="; ".join(problems))
     if wrong and not module.check_mode:
         for program in wrong:
-            descriptor, candidate = tempfile.mkstemp(prefix=f".{program}.", dir=params["directory"])
-            os.close(descriptor)
+            # always the same name, so that a killed run leaves one candidate at most
+            candidate = os.path.join(params["directory"], f".{program}.moat")
             try:
                 install(module, runner, program, staged, candidate)
             except (OSError, ValueError, CommandError) as error:
