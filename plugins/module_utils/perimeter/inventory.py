@@ -62,7 +62,7 @@ class Inventory:
         self.groups: dict[str, list[str]] = data.get("groups", {})
         self.hosts: dict[str, Host] = {}
         self.probes: dict[str, Host] = {}
-        self._resolved: dict[str, tuple[str, ...] | None] = {}
+        self._resolved: dict[str, tuple[str, ...]] = {}
         # Hosts that are in the perimeter by their variables, even if these hold faults: named once, not twice.
         self.claimed: set[str] = set()
 
@@ -175,6 +175,8 @@ class Inventory:
         for address in addresses:
             network = intent.segments[name].network(address.family)
             here = f"{path}.moat_address{address.family}"
+            if network is None and address.family in intent.segments[name].written:
+                continue
             if network is None:
                 remedy = f"add cidr{address.family} to moat_perimeter.segments.{name}, or remove the address"
                 self.faults.add(here, address.text, f"is IPv{address.family}, which segment {name} has not", remedy)
@@ -252,7 +254,7 @@ class Inventory:
         if name == ALL and not single:
             return tuple(sorted(self.hosts))
         known = self._resolved.get(name)
-        if known is not None:
+        if known is not None and not single:
             return known
         group, host = (None if single else self.groups.get(name)), name in self.variables
         if group is None and not host:

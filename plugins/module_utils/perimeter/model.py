@@ -16,6 +16,7 @@ class Segment:
     name: str
     networks: tuple[Network, ...]
     vlan: int | None
+    written: tuple[int, ...] = ()  # the families that a network was written for, even if it was refused
 
     def network(self, family: int) -> Network | None:
         return next((network for network in self.networks if network.family == family), None)

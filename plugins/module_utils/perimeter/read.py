@@ -34,6 +34,7 @@ ROOT_KEYS = ("domain", "segments", "link", "admin", "ca", "gateway", "models", "
 INTERFACE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,14}")  # IFNAMSIZ is 16, its last byte 0
 USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")  # useradd(8)
 SOURCE = re.compile(r"(/[A-Za-z0-9._@+-]+)+")
+SOURCE_ROOTS = ("/srv/", "/var/lib/", "/opt/", "/mnt/")  # what the model server's sandbox may read
 LIFETIME = re.compile(r"([1-9][0-9]{0,4})(m|h)")
 DEFAULT_LIMITS = Limits(requests_per_second=10, burst=20, concurrent=8)
 
@@ -59,8 +60,9 @@ def user_remedy(text: str) -> str | None:
 
 
 def source_remedy(text: str) -> str | None:
-    good = SOURCE.fullmatch(text) and not {".", ".."} & set(text.split("/"))
-    return None if good else "write an absolute path without '..', such as /srv/models/xray-7b"
+    if not SOURCE.fullmatch(text) or {".", ".."} & set(text.split("/")):
+        return "write an absolute path without '..', such as /srv/models/xray-7b"
+    return None if text.startswith(SOURCE_ROOTS) else "write a path below /srv, /var/lib, /opt or /mnt"
 
 
 def lifetime_remedy(text: str) -> str | None:
@@ -113,7 +115,8 @@ def read_segments(root: Section) -> dict[str, Segment]:
     for name, path, item in root.named("segments", remedy):
         section = Section(root.faults, path, item, ("cidr4", "cidr6", "vlan"))
         networks = tuple(network for network in (section.network("cidr4", 4), section.network("cidr6", 6)) if network)
-        if section.usable and section.data.get("cidr4") is None and section.data.get("cidr6") is None:
+        written = tuple(family for family in (4, 6) if section.data.get(f"cidr{family}") is not None)
+        if section.usable and not written:
             root.faults.add(
                 path, Absent, "has neither cidr4 nor cidr6", "write its network, such as cidr4: 10.110.0.0/24"
             )
@@ -124,7 +127,7 @@ def read_segments(root: Section) -> dict[str, Segment]:
             )
         elif vlan is not None:
             vlans[vlan] = name
-        segments[name] = Segment(name, networks, vlan)
+        segments[name] = Segment(name, networks, vlan, written)
     return segments
 
 
