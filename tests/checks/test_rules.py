@@ -68,6 +68,8 @@ def test_a_misshapen_role_is_found() -> None:
     assert rules.role_shape("r", {**good, "install.yml": "- name: One\n" * 40})
     assert rules.role_shape("r", {**good, "main.yml": "\n" * 60})
     assert rules.role_shape("r", {"main.yml": ""})
+    turned = "import_tasks: service.yml\nimport_tasks: configure.yml\n"
+    assert rules.role_shape("r", {**good, "main.yml": turned})
 
 
 @pytest.mark.parametrize("role", ROLES)
