@@ -22,7 +22,7 @@ FORBIDDEN = {
     r"\b(TODO|FIXME|XXX|HACK)\b": "finish it, or leave it to an issue",
     r":latest\b|state:\s*latest": "pin the version",
 }
-ROW = re.compile(r"^\|\s*`(?P<name>[a-z0-9_]+)`\s*\|\s*(?P<type>[^|]+?)\s*\|\s*(?P<default>[^|]*?)\s*\|")
+ROW = re.compile(r"^\|\s*`(?P<name>[a-z0-9_]+)`\s*\|\s*(?P<type>[^|]+?)\s*\|\s*(?P<default>(?:\\\||[^|])*?)\s*\|")
 
 
 def forbidden(name: str, text: str) -> list[str]:
@@ -92,6 +92,8 @@ def same_inputs(role: str, specs: Mapping[str, Any], defaults: Mapping[str, Any]
 def same_default(shown: str, value: Any) -> bool:
     """A README may show an empty value as words or not at all, and texts with or without quotes."""
     plain = shown.strip("`\"' ")
+    if isinstance(value, dict) and value or "{{" in str(value):
+        return bool(plain)  # said in words: a table has no room for it
     if value in ("", [], {}, None):
         return plain in ("", "[]", "{}", "empty", "none", "-", "—", "null")
     if isinstance(value, bool):
