@@ -41,17 +41,13 @@ options:
     type: str
     default: root
   tokens:
-    description: Single-use tokens by name as in RV(enrol). Tokens for other names are ignored.
+    description: Single-use tokens by name of the item. Tokens for other names are ignored.
     type: list
     elements: dict
     default: []
     suboptions:
-      name: {description: Name as in the list of what to enrol., type: str, required: true}
+      name: {description: Name of the item., type: str, required: true}
       token: {description: The token., type: str, required: true}
-  host:
-    description: Name of the host, put before each name in RV(enrol), so that the lists of several hosts can be joined.
-    type: str
-    default: ""
   renew_interval:
     description: Seconds between two runs of the timer. Refused together with O(renew_jitter) when a lifetime is too short for it.
     type: int
@@ -110,7 +106,7 @@ enrol:
   elements: dict
   returned: success
   sample:
-    - {name: gpu1/gateway, common_name: gpu1.gateway.inference.internal, sans: [gpu1.gateway.inference.internal]}
+    - {name: gateway, common_name: gpu1.gateway.inference.internal, sans: [gpu1.gateway.inference.internal]}
 settings:
   description: Settings of the renewal, as files for M(moat.inference.deploy).
   type: list
@@ -150,7 +146,6 @@ class Keeper:
         self._root = params["root"]
         self._store = certificate_store.Store(group=params["bundle_group"])
         self._authority = certificate_store.Authority(params["ca_url"])
-        self._prefix = params["host"] + "/" if params["host"] else ""
         self._tokens = {entry["name"]: entry["token"] for entry in params["tokens"]}
         self.changed = False
         self.diff: list[dict[str, str]] = []
@@ -168,12 +163,12 @@ class Keeper:
         found = self._store.read(request.name)
         reasons = certificate.recreate_reasons(request, found, self._root, int(time.time()))
         entry: dict[str, Any] = {"name": request.name, "recreate_reason": ", ".join(reasons), "issued": False}
-        token = self._tokens.get(self._prefix + request.name)
+        token = self._tokens.get(request.name)
         if not reasons:
             self._put_right(request)
         elif token is None or self._module.check_mode:
             names = {"common_name": request.common_name, "sans": request.sans}
-            self.enrol.append({"name": self._prefix + request.name, **names})
+            self.enrol.append({"name": request.name, **names})
             if self._module.check_mode:
                 self._will(request, found, reasons)
         else:
@@ -291,7 +286,6 @@ def main() -> None:
                     "token": {"type": "str", "required": True, "no_log": True},
                 },
             },
-            "host": {"type": "str", "default": ""},
             "renew_interval": {"type": "int", "default": 900},
             "renew_jitter": {"type": "int", "default": 300},
             "renew_key": {"type": "bool", "default": True, "no_log": False},

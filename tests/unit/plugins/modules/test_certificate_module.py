@@ -19,7 +19,7 @@ from ansible_collections.moat.inference.plugins.module_utils.run import Result
 from ansible_collections.moat.inference.plugins.modules import certificate
 
 ITEM = {"name": "gateway", "common_name": "gpu1.x", "dns": ["gpu1.x"], "uris": ["spiffe://x/gateway/gpu1"]}
-TOKEN = {"name": "gpu1/gateway", "token": "eyJ-the-token"}
+TOKEN = {"name": "gateway", "token": "eyJ-the-token"}
 
 
 class Lab:
@@ -73,7 +73,6 @@ def call(lab: Lab, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str
             "ca_url": "https://10.140.0.10:9443",
             "root": lab.root,
             "bundle_group": grp.getgrgid(os.getgid()).gr_name,
-            "host": "gpu1",
             "_ansible_check_mode": check,
             "_ansible_diff": True,
             **options,
@@ -89,7 +88,7 @@ def test_check_mode_on_a_bare_host_tells_what_would_be_enrolled(lab: Lab, call: 
     result = call(check=True, root="", bundle_group="no-such-group")
     assert result["changed"]
     assert result["enrol"] == [
-        {"name": "gpu1/gateway", "common_name": "gpu1.x", "sans": ["gpu1.x", "spiffe://x/gateway/gpu1"]}
+        {"name": "gateway", "common_name": "gpu1.x", "sans": ["gpu1.x", "spiffe://x/gateway/gpu1"]}
     ]
     assert result["certificates"][0]["recreate_reason"] == "absent"
     assert "san: gpu1.x" in result["diff"][0]["after"]
@@ -100,7 +99,7 @@ def test_the_four_runs(lab: Lab, call: Callable[..., dict[str, Any]]) -> None:
     assert call(check=True)["changed"]
     asked = call()
     assert (asked["changed"], len(asked["enrol"])) == (False, 1)
-    result = call(tokens=[TOKEN, {"name": "other/gateway", "token": "x"}])
+    result = call(tokens=[TOKEN, {"name": "other", "token": "x"}])
     assert result["changed"]
     assert result["certificates"][0]["issued"]
     assert result["certificates"][0]["serial"]
