@@ -9,9 +9,11 @@ from ansible_collections.moat.inference.plugins.module_utils import ca_archive, 
 from ansible_collections.moat.inference.plugins.module_utils.run import CommandError, Result
 from ansible_collections.moat.inference.plugins.modules import (
     ca_backup,
-    ca_pki as ca_pki_module,
     ca_programs,
     ca_restore,
+)
+from ansible_collections.moat.inference.plugins.modules import (
+    ca_pki as ca_pki_module,
 )
 
 ROOT = "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n".format(base64.b64encode(b"root").decode())
