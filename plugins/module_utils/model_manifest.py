@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 HEADER = "# moat model manifest 1: SHA-256, size in bytes, path"
 # sysexits.h: the unit's RestartPreventExitStatus names it, for no restart mends wrong weights
@@ -51,7 +51,7 @@ class Entry:
     """One file; size is None when the manifest came without sizes."""
 
     sha256: str
-    size: Optional[int]
+    size: int | None
 
 
 def parse(text: str) -> dict[str, Entry]:
@@ -203,6 +203,15 @@ def verify(source: str, entries: Mapping[str, Entry], full: bool = True, owner: 
         raise ManifestError(faults)
 
 
+def remove_socket(path: str) -> None:
+    """Remove the socket that a killed engine left, for the engine cannot bind where one is."""
+    try:
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
 def launch(settings: Mapping[str, Any], owner: int = 0) -> None:
     """Verify the weights, then become the engine. Returns only by an exception."""
     with open(settings["manifest"], encoding="utf-8") as handle:
@@ -210,6 +219,7 @@ def launch(settings: Mapping[str, Any], owner: int = 0) -> None:
     if digest(text) != settings["manifest_sha256"]:
         raise ManifestError(["{} is not the manifest that was deployed; run the play".format(settings["manifest"])])
     verify(settings["source"], parse(text), owner=owner)
+    remove_socket(settings["socket"])
     environment = {**os.environ, **settings["environment"]}
     os.execve(settings["command"][0], list(settings["command"]), environment)  # the unit's own process from here on
 

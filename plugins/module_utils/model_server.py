@@ -14,31 +14,59 @@ ROLE_SETS = "the role sets it"
 OPENS = "it would open the server"
 LOGS = "it would write prompts or answers to the log"
 RUNS = "it would run code from beside the weights"
+UNVERIFIED = "it would load files that no manifest covers"
 # argument of `vllm serve` 0.32 -> why an operator may not give it
 ARGUMENTS = {
     "--uds": ROLE_SETS,
     "--model": ROLE_SETS,
     "--served-model-name": ROLE_SETS,
     "--shutdown-timeout": ROLE_SETS,
+    "--disable-fastapi-docs": ROLE_SETS,
     "--host": OPENS,
     "--port": OPENS,
+    "--grpc": OPENS,
     "--grpc-port": OPENS,
+    "--kv-events-config": OPENS,
+    "--enable-offline-docs": OPENS,
+    "--enable-tokenizer-info-endpoint": OPENS,
     "--config": "it would hide arguments from this check",
     "--api-key": "it would show in the process list; the gateway authenticates",
+    "--hf-token": "it would show in the process list, and there is no network",
     "--allowed-local-media-path": "it would let a request read files of the host",
+    "--trust-request-chat-template": "it would let a request bring a template of its own",
     "--enable-log-requests": LOGS,
     "--enable-log-outputs": LOGS,
     "--enable-log-deltas": LOGS,
     "--log-error-stack": LOGS,
     "--log-config-file": LOGS,
+    "--log-level": LOGS,
+    "--logging-config": LOGS,
+    "--uvicorn-log-level": LOGS,
+    "--disable-uvicorn-access-log": ROLE_SETS,
+    "--disable-access-log-for-endpoints": ROLE_SETS,
     "--otlp-traces-endpoint": LOGS,
     "--collect-detailed-traces": LOGS,
     "--profiler-config": LOGS,
+    "--enable-trace-replay": LOGS,
     "--trust-remote-code": RUNS,
     "--tool-parser-plugin": RUNS,
     "--reasoning-parser-plugin": RUNS,
+    "--io-processor-plugin": RUNS,
+    "--logits-processors": RUNS,
     "--middleware": RUNS,
+    "--model-class-overrides": RUNS,
+    "--scheduler-cls": RUNS,
+    "--worker-cls": RUNS,
+    "--worker-extension-cls": RUNS,
+    "--default-mm-loras": UNVERIFIED,
+    "--hf-config-path": UNVERIFIED,
+    "--lora-modules": UNVERIFIED,
+    "--spec-model": UNVERIFIED,
+    "--speculative-config": UNVERIFIED,
+    "--tokenizer": UNVERIFIED,
 }
+# whole names that begin like a refused one
+HARMLESS = frozenset({"--reasoning-parser"})
 ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": OPENS,
     "VLLM_ALLOW_INSECURE_SERIALIZATION": OPENS,
@@ -46,6 +74,7 @@ ENVIRONMENT = {
     "VLLM_API_KEY": "a secret does not belong into the environment; the gateway authenticates",
     "VLLM_LOGGING_LEVEL": LOGS,
     "VLLM_LOGGING_CONFIG_PATH": LOGS,
+    "VLLM_CONFIGURE_LOGGING": LOGS,
     "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": LOGS,
     "VLLM_DEBUG_DUMP_PATH": LOGS,
     "VLLM_TRACE_FUNCTION": LOGS,
@@ -73,18 +102,20 @@ def argument_faults(arguments: Sequence[str]) -> list[tuple[int, str]]:
     """Return index and reason of each argument that is refused."""
     faults = []
     for index, argument in enumerate(arguments):
-        # vLLM's parser takes underscores for dashes, argparse(3) any unambiguous beginning, and --no-x turns x off
-        flag = argument.split("=", 1)[0].replace("_", "-")
-        if not flag.startswith("--"):
+        # vLLM's parser takes underscores for dashes and --x.key for a key of x, argparse(3) any unambiguous beginning
+        flag = argument.split("=", 1)[0].replace("_", "-").split(".", 1)[0]
+        if not flag.startswith("--") or flag in HARMLESS:
             continue
+        if flag.startswith("--no-"):
+            flag = "--" + flag[len("--no-") :]
         for forbidden, reason in ARGUMENTS.items():
-            if flag == forbidden or (len(flag) > 4 and forbidden.startswith(flag)):
+            if forbidden.startswith(flag):
                 faults.append((index, f"{argument} is refused ({forbidden}): {reason}"))
                 break
     return faults
 
 
-def model_faults(models: Sequence[Mapping[str, Any]], environment: Mapping[str, str]) -> list[str]:
+def model_faults(models: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]) -> list[str]:
     """Return every fault of the desired models, each with its key and a remedy."""
     faults = []
     seen: dict[str, set[str]] = {"name": set(), "socket": set()}
@@ -105,6 +136,9 @@ def model_faults(models: Sequence[Mapping[str, Any]], environment: Mapping[str, 
         if not model["source"].startswith(("/srv/", "/var/lib/", "/opt/", "/mnt/")):
             faults.append(f"{key}.source: {model['source']} must lie below /srv, /var/lib, /opt or /mnt")
         faults += [f"{key}.engine_args[{at}]: {reason}" for at, reason in argument_faults(model["engine_args"])]
+    for name, value in environment.items():
+        if not isinstance(value, str):
+            faults.append(f"model_server_environment.{name}: {value!r} is no string; write it in quotes")
     for name, reason in ENVIRONMENT.items():
         if name in environment:
             faults.append(f"model_server_environment.{name}: {reason}; leave it out")
