@@ -50,7 +50,8 @@ NOT_FOUND = ("invalid_request_error", "model_not_found", "There is no such model
 
 ACCESS_LOG = (
     '{"time":"%[date,utime(%Y-%m-%dT%H:%M:%SZ)]","client":"CLIENT","model":"%[var(txn.model),json(utf8s)]",'
-    '"method":"%[capture.req.method,json(utf8s)]","status":%ST,"host":"%s","retries":"%rc","end":"%ts",'
+    '"request":"%[var(txn.request),json(utf8s)]","method":"%[capture.req.method,json(utf8s)]","status":%ST,'
+    '"host":"%s","retries":"%rc","end":"%ts",'
     '"bytes_in":%U,"bytes_out":%B,"ms":{"request":%TR,"queue":%Tw,"connect":%Tc,"response":%Tr,"total":%Ta}}'
 )
 
@@ -81,8 +82,11 @@ def plan(clients: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> d
     whole = [complete(client) for client in clients]
     return {
         "config": config(whole, settings) if whole else "",
-        "groups": [{"name": group_name(client["name"]), "users": sorted(set(client["users"]))} for client in whole],
-        "sockets": [client["socket"] for client in whole] + ([ADMIN_SOCKET, MASTER_SOCKET] if whole else []),
+        "groups": [
+            {"name": group_name(client["name"]), "users": sorted(set(client["users"])), "socket": client["socket"]}
+            for client in whole
+        ],
+        "sockets": [ADMIN_SOCKET, MASTER_SOCKET] if whole else [],
     }
 
 
@@ -212,6 +216,8 @@ def _backend(client: Mapping[str, Any], model: Mapping[str, Any], settings: Mapp
         "    option allbackups",
         "    retries 3",
         "    option redispatch 1",
+        "    # the id that the gateway gave the request, to find it in the gateway's log",
+        "    http-response set-var(txn.request) res.hdr(x-request-id)",
         f"    retry-on {'conn-failure empty-response 503' if settings['replay'] else 'conn-failure'}",
     ]
     if settings["replay"]:
@@ -223,7 +229,7 @@ def _backend(client: Mapping[str, Any], model: Mapping[str, Any], settings: Mapp
         f"    default-server ssl verify required ca-file {folder}/root.pem crt {folder}/bundle.pem"
         f" ssl-min-ver TLSv1.3 no-ssl-reuse check observe layer4",
     ]
-    # with SNI, HAProxy does not try another host after a certificate with a wrong name (src/backend.c, back_handle_st_cer)
+    # with SNI, HAProxy tries no other host after a certificate with a wrong name (src/backend.c, back_handle_st_cer)
     lines += [".if version_atleast(3.3)", "    default-server no-sni-auto no-check-sni-auto", ".endif"]
     for backend in model["backends"]:
         for position, address in enumerate(backend["addresses"]):
@@ -324,7 +330,7 @@ def _model_faults(where: str, model: Mapping[str, Any]) -> Iterator[str]:
             yield f"{here}.addresses: it is empty; write the addresses of the gateway, the preferred one first"
         for address in backend["addresses"]:
             if not _is_address(address):
-                yield f"{here}.addresses: {address!r} is no IP address; names are not looked up, so that no DNS is needed"
+                yield f"{here}.addresses: {address!r} is no IP address; names are not looked up"
     yield from _repeated("backends name", ((where, backend["name"]) for backend in model["backends"]))
 
 
@@ -339,12 +345,12 @@ def _repeated(key: str, values: Iterable[tuple[str, Any]]) -> Iterator[str]:
     first: dict[Any, str] = {}
     for where, value in values:
         if value in first:
-            yield f"{where}.{key.replace(' ', '.')}: {value} is used twice (first in {first[value]}); each needs its own"
+            yield f"{where}.{key.replace(' ', '.')}: {value} is in {first[value]} already; each needs its own"
         first.setdefault(value, where)
 
 
 def host_faults(clients: Sequence[Mapping[str, Any]], host: Mapping[str, Any], check_mode: bool) -> list[str]:
-    """What the host lacks that the role does not make: users always, certificates only when they are about to be used."""
+    """What the host lacks that the role does not make: users, and, unless in check mode, certificates."""
     found = []
     for index, client in enumerate(clients):
         where = f"connector_clients[{index}] ({client['name']})"

@@ -14,6 +14,7 @@ class Plan:
 
     create: tuple[str, ...]
     members: tuple[tuple[str, tuple[str, ...]], ...]
+    repair: tuple[tuple[str, str], ...]
     stale_groups: tuple[str, ...]
     stale_sockets: tuple[str, ...]
 
@@ -22,6 +23,11 @@ class Plan:
         """Commands that give every wanted group its members."""
         made = [["groupadd", "--system", name] for name in self.create]
         return made + [["gpasswd", "-M", ",".join(users), name] for name, users in self.members]
+
+
+def attributes(group: str, owner: str = "root", mode: int = 0o660) -> str:
+    """How a socket's attributes are written; by default those that let a group's members connect, and nobody else."""
+    return f"{mode:04o} {owner}:{group}"
 
 
 def parse_groups(text: str) -> dict[str, frozenset[str]]:
@@ -38,40 +44,46 @@ def plan(
     wanted: Sequence[Mapping[str, Any]],
     prefix: str,
     current: Mapping[str, frozenset[str]],
-    sockets: Iterable[str],
+    sockets: Mapping[str, str],
     kept: Iterable[str],
 ) -> Plan:
-    """Compare the wanted groups and sockets with those that are there; only groups with the prefix can be stale."""
+    """Compare the wanted groups and sockets with those that are there; only groups with the prefix can be stale.
+
+    sockets has the attributes of each socket as attributes() writes them.
+    """
     users = {group["name"]: frozenset(group["users"]) for group in wanted}
     differ = [name for name in users if current.get(name, frozenset()) != users[name]]
+    owners = {group["socket"]: group["name"] for group in wanted if group.get("socket")}
     return Plan(
         create=tuple(name for name in users if name not in current),
         members=tuple((name, tuple(sorted(users[name]))) for name in differ),
+        repair=tuple(
+            (path, name) for path, name in owners.items() if sockets.get(path, attributes(name)) != attributes(name)
+        ),
         stale_groups=tuple(sorted(name for name in current if name.startswith(prefix) and name not in users)),
-        stale_sockets=tuple(sorted(set(sockets) - set(kept))),
+        stale_sockets=tuple(sorted(set(sockets) - set(kept) - set(owners))),
     )
 
 
-def lines(groups: Mapping[str, frozenset[str]], sockets: Iterable[str], names: Iterable[str]) -> str:
-    """The text of one side of the diff: the groups among names, and sockets."""
-    shown = [f"{name}: {','.join(sorted(groups[name]))}\n" for name in sorted(names) if name in groups]
-    return "".join(shown + [f"{path}\n" for path in sorted(sockets)])
-
-
-def diff(made: Plan, current: Mapping[str, frozenset[str]], remove_stale: bool) -> dict[str, str]:
-    """Ansible's diff: members of the groups that differ and, when they are removed, what is stale."""
-    after = dict(current)
-    after.update({name: frozenset(users) for name, users in made.members})
-    after.update({name: after.get(name, frozenset()) for name in made.create})
-    names = {*made.create, *(name for name, _users in made.members)}
-    gone: tuple[str, ...] = ()
+def diff(
+    made: Plan, current: Mapping[str, frozenset[str]], sockets: Mapping[str, str], remove_stale: bool
+) -> dict[str, str]:
+    """Ansible's diff: groups and sockets that differ and, when they are removed, those that are stale."""
+    before, after = [], []
+    for name, users in made.members:
+        if name in current:
+            before.append(f"{name}: {','.join(sorted(current[name]))}")
+        after.append(f"{name}: {','.join(users)}")
+    for path, name in made.repair:
+        before.append(f"{path}: {sockets[path]}")
+        after.append(f"{path}: {attributes(name)}")
     if remove_stale:
-        gone = made.stale_sockets
-        names |= set(made.stale_groups)
-        after = {name: users for name, users in after.items() if name not in made.stale_groups}
+        before += [f"{name}: {','.join(sorted(current[name]))}" for name in made.stale_groups]
+        before += [f"{path}: {sockets[path]}" for path in made.stale_sockets]
+    header = "who may use the connector"
     return {
-        "before_header": "who may use the connector",
-        "after_header": "who may use the connector",
-        "before": lines(current, gone, names),
-        "after": lines(after, (), names),
+        "before_header": header,
+        "after_header": header,
+        "before": "".join(f"{line}\n" for line in before),
+        "after": "".join(f"{line}\n" for line in after),
     }
