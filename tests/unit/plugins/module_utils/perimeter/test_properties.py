@@ -1,0 +1,364 @@
+"""What holds of every intent that is accepted, whatever it says."""
+
+from __future__ import annotations
+
+import copy
+import ipaddress
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ansible_collections.moat.inference.plugins.module_utils.perimeter import cells as cells_module
+from ansible_collections.moat.inference.plugins.module_utils.perimeter import plan as plan_module
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.compiler import Plan, compile_intent
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.faults import IntentError
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.plan import Planner
+from ansible_collections.moat.inference.tests.unit.plugins.module_utils.perimeter.oracle import Oracle, check_plan
+from ansible_collections.moat.inference.tests.unit.plugins.module_utils.perimeter.samples import sample
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+SETTINGS = settings(
+    max_examples=50, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+SEGMENTS = {"app": 110, "inference": 120, "batch": 130, "services": 140}
+FAMILIES = {
+    "IPv4": ({4},),
+    "IPv6": ({6},),
+    "dual": ({4, 6},),
+    "IPv4 at least": ({4}, {4, 6}),
+    "IPv6 at least": ({6}, {4, 6}),
+}
+Policy = tuple[dict[str, Any], dict[str, Any]]
+
+
+@st.composite
+def policies(draw: st.DrawFn) -> Policy:
+    """An intent that has to be accepted, with its inventory: hosts in parts that do not overlap, any edges between them."""
+    kinds = FAMILIES[draw(st.sampled_from(sorted(FAMILIES)))]
+    versions = set().union(*kinds)
+    segments = {
+        name: {
+            f"cidr{version}": {4: f"10.{number}.0.0/24", 6: f"fd00:{number}::/64"}[version]
+            for version in sorted(versions)
+        }
+        for name, number in SEGMENTS.items()
+    }
+    hosts: dict[str, dict[str, Any]] = {}
+
+    def add(name: str, octet: int, segment: str, families: set[int]) -> None:
+        number = SEGMENTS[segment]
+        hosts[name] = {"moat_segment": segment}
+        for version in sorted(families):
+            hosts[name][f"moat_address{version}"] = {4: f"10.{number}.0.{octet}", 6: f"fd00:{number}::{octet:x}"}[
+                version
+            ]
+        if draw(st.booleans()):
+            hosts[name]["moat_link_address4"] = f"100.127.0.{octet}"
+
+    pools: dict[str, list[str]] = {}
+    octet = 10
+    for part, most in (("gpu", 4), ("app", 5), ("idle", 2)):
+        pools[part] = [f"{part}{index}" for index in range(draw(st.integers(0 if part == "idle" else 1, most)))]
+        for name in pools[part]:
+            octet += 1
+            add(name, octet, draw(st.sampled_from(sorted(SEGMENTS))), set(draw(st.sampled_from(kinds))))
+    add("ca1", 5, "services", versions)
+    groups = {f"{part}_hosts": list(names) for part, names in pools.items() if names}
+    for part in ("gpu", "app"):
+        groups[f"some_{part}"] = sorted(draw(st.sets(st.sampled_from(pools[part]), min_size=1)))
+    for index in range(draw(st.integers(0, 2))):
+        number = draw(st.sampled_from([*SEGMENTS.values(), 90]))
+        addresses = {4: f"10.{number}.0.{200 + index}", 6: f"fd00:{number}::{200 + index:x}"}
+        hosts[f"probe{index}"] = {"moat_probe": True, **{f"moat_address{v}": addresses[v] for v in sorted(versions)}}
+
+    def some(part: str) -> Any:
+        names = [
+            name for name in (*pools[part], *groups) if name in pools[part] or name in (f"{part}_hosts", f"some_{part}")
+        ]
+        chosen = draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))
+        return chosen[0] if len(chosen) == 1 and draw(st.booleans()) else chosen
+
+    numbers = draw(st.lists(st.integers(1, 19999).filter(lambda port: port != 22), min_size=5, max_size=5, unique=True))
+    models = {
+        f"model-{index}": {"hosts": some("gpu"), "source": f"/srv/models/{index}"}
+        for index in range(draw(st.integers(1, 3)))
+    }
+    clients: dict[str, Any] = {}
+    for index in range(draw(st.integers(1, 5))):
+        clients[f"client-{index}"] = {
+            "hosts": some("app"),
+            "users": draw(st.lists(st.sampled_from(["alice", "bob", "svc"]), min_size=1, unique=True)),
+            "models": draw(st.lists(st.sampled_from(sorted(models)), min_size=1, unique=True)),
+        }
+        if draw(st.booleans()):
+            clients[f"client-{index}"]["port"] = 20000 + index
+        if draw(st.booleans()):
+            clients[f"client-{index}"]["limits"] = {"concurrent": draw(st.integers(1, 9))}
+    admin = [
+        ["10.90.0.0/28"],
+        ["fd00:90::/124"],
+        ["10.90.0.0/24", "10.90.0.0/28", "10.91.0.7"],
+        ["10.90.0.200", "fd00:90::c8"],
+    ]
+    intent: dict[str, Any] = {
+        "domain": draw(st.sampled_from(["inference.internal", "a.b.example"])),
+        "segments": segments,
+        "admin": {"from": draw(st.sampled_from(admin)), "ports": [22, *numbers[:1]], "metrics_port": numbers[1]},
+        "ca": {"host": "ca1", "port": numbers[2]},
+        "gateway": {"port": numbers[3]},
+        "models": models,
+        "clients": clients,
+    }
+    if draw(st.booleans()):
+        intent["link"] = {"port": numbers[4], "interface": "wg7", "cidr6": "fd00:201::/64"}
+    if draw(st.booleans()):
+        protocol = draw(st.sampled_from(["tcp", "udp"]))
+        where = draw(st.sampled_from(["all", "ca1", ["app_hosts", "ca1"]]))
+        intent["services"] = {
+            "dns": {"to": ["10.200.0.0/30", "fd00:140::/64"], "protocol": protocol, "ports": [53], "from": where}
+        }
+    intent["tests"] = [
+        {"from": client, "to": model, "expect": "allow" if model in item["models"] else "deny"}
+        for client, item in clients.items()
+        for model in models
+    ]
+    return intent, {"hosts": hosts, "groups": groups}
+
+
+def whole(plan: Plan) -> dict[str, Any]:
+    return plan.to_dict()
+
+
+def text(intent: Any, inventory: dict[str, Any]) -> str:
+    """Everything that a compilation returns, its order of keys included."""
+    return json.dumps(whole(compile_intent(copy.deepcopy(intent), copy.deepcopy(inventory))))
+
+
+def shuffled(value: Any, mixer: random.Random) -> Any:
+    """The same value with the keys of all its maps in another order."""
+    if isinstance(value, dict):
+        items = [(key, shuffled(item, mixer)) for key, item in value.items()]
+        mixer.shuffle(items)
+        return dict(items)
+    return [shuffled(item, mixer) for item in value] if isinstance(value, list) else value
+
+
+@SETTINGS
+@given(policies())
+def test_nothing_admits_an_undeclared_source(policy: Policy) -> None:
+    """Rules, peers, certificate names, gateway maps, connector routes and expected cells against an independent reading."""
+    check_plan(*policy, whole(compile_intent(*policy)))
+
+
+@SETTINGS
+@given(policies(), st.integers(0, 2**32))
+def test_the_order_of_keys_never_changes_the_plan(policy: Policy, seed: int) -> None:
+    mixer = random.Random(seed)
+    other = shuffled(policy[0], mixer), shuffled(policy[1], mixer)
+    for members in other[1]["groups"].values():
+        mixer.shuffle(members)
+    assert text(*other) == text(*policy)
+
+
+@SETTINGS
+@given(policies())
+def test_compiling_is_deterministic_and_leaves_its_input_alone(policy: Policy) -> None:
+    before = copy.deepcopy(policy)
+    first = whole(compile_intent(*policy))
+    assert policy == before
+    assert whole(compile_intent(*policy)) == first
+    assert text(*policy) == json.dumps(first)
+
+
+@SETTINGS
+@given(policies(), st.data())
+def test_a_host_that_comes_or_goes_renumbers_nobody(policy: Policy, data: st.DataObject) -> None:
+    intent, inventory = policy
+    before = compile_intent(intent, inventory)
+    number = data.draw(st.integers(100, 150))
+    key, address = ("moat_address4", f"10.120.0.{number}")
+    if "cidr4" not in intent["segments"]["inference"]:
+        key, address = ("moat_address6", f"fd00:120::{number:x}")
+    grown = copy.deepcopy(inventory)
+    grown["hosts"][f"new{number}"] = {"moat_segment": "inference", key: address}
+    after = compile_intent(intent, grown)
+    assert {name: host.link for name, host in before.hosts.items()} == {
+        name: host.link for name, host in after.hosts.items() if name in before.hosts
+    }
+    if "services" not in intent:  # which may be from all
+        assert {name: before.host(name) for name in before.hosts} == {name: after.host(name) for name in before.hosts}
+
+
+@SETTINGS
+@given(policies(), st.data())
+def test_to_narrow_the_run_never_narrows_the_policy(policy: Policy, data: st.DataObject) -> None:
+    plan = compile_intent(*policy)
+    only = data.draw(st.sets(st.sampled_from(sorted({**plan.hosts, **plan.probes}))))
+    everything, part = plan.to_dict(), compile_intent(*policy).to_dict(only)
+    assert part["digest"] == everything["digest"]
+    for key in ("hosts", "cells", "words"):
+        assert part[key] == {name: item for name, item in everything[key].items() if name in only}
+
+
+@SETTINGS
+@given(policies(), st.data())
+def test_the_digest_tells_plans_apart(policy: Policy, data: st.DataObject) -> None:
+    intent, inventory = policy
+    client = data.draw(st.sampled_from(sorted(intent["clients"])))
+    other = copy.deepcopy(intent)
+    other["clients"][client].setdefault("limits", {})["burst"] = 12345
+    assert compile_intent(other, inventory).digest != compile_intent(intent, inventory).digest
+
+
+@SETTINGS
+@given(policies(), st.data())
+def test_a_wrong_test_of_the_policy_is_refused(policy: Policy, data: st.DataObject) -> None:
+    intent, inventory = copy.deepcopy(policy)
+    index = data.draw(st.integers(0, len(intent["tests"]) - 1))
+    test = intent["tests"][index]
+    test["expect"] = "deny" if test["expect"] == "allow" else "allow"
+    with pytest.raises(IntentError) as caught:
+        compile_intent(intent, inventory)
+    assert [fault.path for fault in caught.value.faults] == [f"moat_perimeter.tests[{index}]"]
+
+
+JUNK = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(max_size=8),
+        st.sampled_from(["10.0.0.0/8", "::/0", "all"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.one_of(st.text(max_size=5), st.integers()), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def places(value: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    found = [way] if way else []
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return found + [place for key, item in items for place in places(item, (*way, key))]
+
+
+@settings(SETTINGS, max_examples=250)
+@given(st.data())
+def test_junk_anywhere_is_a_fault_or_a_sound_plan_and_never_a_traceback(data: st.DataObject) -> None:
+    intent, inventory = sample()
+    hosts = inventory["hosts"]
+    root = data.draw(st.sampled_from([intent, intent, hosts]))
+    place = data.draw(st.sampled_from(places(root)))
+    if root is hosts and len(place) == 1:
+        return
+    node = root
+    for key in place[:-1]:
+        node = node[key]
+    node[place[-1]] = data.draw(JUNK)
+    try:
+        plan = compile_intent(intent, inventory)
+    except IntentError as error:
+        assert all(fault.path and fault.problem and fault.remedy for fault in error.faults)
+        return
+    whole(plan)
+
+
+# Ways in which a planner could be wrong: the oracle has to see each of them, or the properties above prove nothing.
+def widened(found: Callable[..., Any]) -> Callable[..., Any]:
+    def wide(text: str) -> str:
+        network = ipaddress.ip_network(text)
+        return str(network.supernet() if network.prefixlen == network.max_prefixlen else network)
+
+    return lambda networks: found((family, wide(text)) for family, text in networks)
+
+
+def unscoped(found: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *arguments, **_scope: found(*arguments)
+
+
+def one_port_more(found: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda name, chain, protocol, ports, *more, **scope: found(
+        name, chain, protocol, [*ports, 1], *more, **scope
+    )
+
+
+MUTATIONS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
+    "every link address may reach the gateway": (
+        Planner,
+        "_of_links",
+        lambda found: lambda self, _others: found(self, self.hosts),
+    ),
+    "every host may open the link": (
+        Planner,
+        "_of_hosts",
+        lambda found: lambda self, host, _others: found(self, host, self.hosts),
+    ),
+    "every host is a peer": (Planner, "peers", lambda _found: lambda self, host: sorted(set(self.hosts) - {host})),
+    "no host is a peer": (Planner, "peers", lambda _found: lambda self, host: []),
+    "every client may use every gateway": (
+        Planner,
+        "clients_at",
+        lambda _found: (
+            lambda self, host: {
+                name: (client, list(self.models_on[host])) for name, client in self.intent.clients.items()
+            }
+        ),
+    ),
+    "every model of a gateway is open to its clients": (
+        Planner,
+        "clients_at",
+        lambda found: (
+            lambda self, host: {
+                name: (client, list(self.models_on[host])) for name, (client, _models) in found(self, host).items()
+            }
+        ),
+    ),
+    "a client is routed to every gateway": (
+        Planner,
+        "gateways_of",
+        lambda _found: lambda self, client: sorted(self.models_on),
+    ),
+    "every host holds a certificate": (Planner, "holds_certificate", lambda _found: lambda self, host: True),
+    "single addresses become networks": (plan_module, "by_family", widened),
+    "rules lose their segment and interface": (plan_module, "rule", unscoped),
+    "rules have a port too many": (plan_module, "rule", one_port_more),
+    "a gateway certifies every model": (
+        Planner,
+        "_certificate",
+        lambda found: (
+            lambda self, host: [
+                {**item, "dns": [*item["dns"], "notes-1b.model.inference.internal"]} for item in found(self, host)
+            ]
+        ),
+    ),
+    "cells expect what no rule admits": (cells_module, "admitting", lambda _found: lambda *_arguments: "in-admin-ssh"),
+    "cells expect less than the rules admit": (cells_module, "admitting", lambda _found: lambda *_arguments: None),
+}
+
+
+@pytest.mark.parametrize("mutation", sorted(MUTATIONS))
+def test_the_oracle_sees_a_planner_that_is_wrong(mutation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    intent, inventory = sample()
+    check_plan(intent, inventory, whole(compile_intent(intent, inventory)))
+    where, name, change = MUTATIONS[mutation]
+    monkeypatch.setattr(where, name, change(getattr(where, name)))
+    with pytest.raises(AssertionError):
+        check_plan(intent, inventory, compile_intent(intent, inventory).to_dict(words=False))
+
+
+def test_the_oracle_knows_the_sample() -> None:
+    """The reading that all properties rest on, once by hand."""
+    oracle = Oracle(*sample())
+    assert oracle.edges == {
+        ("portal", "app1", "xray-7b", "gpu1"),
+        ("portal", "app1", "xray-7b", "gpu2"),
+        ("batch", "app3", "notes-1b", "gpu1"),
+    }
+    assert [str(address) for address in oracle.links("gpu1")][:1] == ["100.120.0.11"]
+    assert ("input", "tcp", 8443, "interface moat0", "100.110.0.11/32") in oracle.flows("gpu2")
+    assert ("input", "tcp", 8443, "interface moat0", "100.110.0.13/32") not in oracle.flows("gpu2")
