@@ -1,0 +1,94 @@
+"""The work grows with what is declared, not with its square: calls are counted, for times flake."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.addresses import parse_network
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.compiler import compile_intent
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.inventory import nearest_key
+
+MODEL_HOSTS = 4
+
+
+def perimeter(size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`size` hosts, half of them serve, and `size` clients with two models each."""
+    hosts = {"ca1": {"moat_segment": "services", "moat_address4": "10.140.0.10"}}
+    for index in range(size):
+        name, segment, number = (f"gpu{index}", "inference", 120) if index % 2 else (f"app{index}", "app", 64)
+        address = f"10.{number}.{index // 200}.{index % 200 + 1}"
+        hosts[name] = {
+            "moat_segment": segment,
+            "moat_address4": address,
+            "moat_address6": f"fd00:{number}::{index + 1:x}",
+        }
+    serving, running = ([name for name in hosts if name.startswith(kind)] for kind in ("gpu", "app"))
+    models = max(2, size // 10)
+    intent = {
+        "domain": "inference.internal",
+        "segments": {
+            "app": {"cidr4": "10.64.0.0/16", "cidr6": "fd00:64::/64"},
+            "inference": {"cidr4": "10.120.0.0/16", "cidr6": "fd00:120::/64"},
+            "services": {"cidr4": "10.140.0.0/16"},
+        },
+        "admin": {"from": ["10.90.0.0/28"]},
+        "ca": {"host": "ca1"},
+        "models": {
+            f"model-{index}": {
+                "hosts": [serving[(index * 7 + step) % len(serving)] for step in range(MODEL_HOSTS)],
+                "source": f"/srv/models/model-{index}",
+            }
+            for index in range(models)
+        },
+        "clients": {
+            f"client-{index}": {
+                "hosts": running[index % len(running)],
+                "users": ["service"],
+                "models": [f"model-{index % models}", f"model-{(index + 1) % models}"],
+            }
+            for index in range(size)
+        },
+    }
+    return intent, {"hosts": hosts, "groups": {"all": list(hosts)}}
+
+
+def calls(size: int) -> int:
+    """Calls of Python functions that compiling and planning everything takes."""
+    parse_network.cache_clear()
+    nearest_key.cache_clear()
+    arguments = perimeter(size)
+    count = 0
+
+    def counted(_frame: Any, event: str, _argument: Any) -> None:
+        nonlocal count
+        count += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(counted)
+    try:
+        compile_intent(*arguments).to_dict(cells=False)
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+def test_twice_the_perimeter_is_twice_the_work() -> None:
+    small, large = calls(100), calls(200)
+    assert large < 2.2 * small, (small, large)
+
+
+def test_a_thousand_hosts_and_a_thousand_clients() -> None:
+    arguments = perimeter(1000)
+    start = time.process_time()
+    plan = compile_intent(*arguments).to_dict(cells=False)
+    # 0.4 s where nothing else runs; the bound is only for a machine that is much slower
+    assert time.process_time() - start < 10
+    assert len(plan["hosts"]) == 1001 and len(plan["roles"]["gateway"]) > 300
+
+
+def test_one_host_s_plan_needs_no_other_plan() -> None:
+    plan = compile_intent(*perimeter(200))
+    plan.to_dict(["gpu1"], cells=False)
+    assert list(plan._plans) == ["gpu1"]
