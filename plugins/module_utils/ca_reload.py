@@ -54,4 +54,4 @@ if __name__ == "__main__":
     status = reload(int(sys.argv[1]), lambda: served(sys.argv[2]))
     if status:
         sys.stderr.write("step-ca did not take the new configuration; its log says why\n")
-    sys.exit(status)
+    raise SystemExit(status)

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import base64
 import io
-import shutil
 import subprocess
 import tarfile
 
@@ -97,7 +96,6 @@ def test_what_is_no_base64_is_refused():
         ca_archive.load("§§§")
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 @pytest.mark.parametrize("algorithm", [["ec", "-pkeyopt", "ec_paramgen_curve:P-256"], ["rsa:2048"]])
 def test_only_the_recipient_opens_it(tmp_path, algorithm):
     certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
@@ -113,7 +111,6 @@ def test_only_the_recipient_opens_it(tmp_path, algorithm):
     assert "private key" in ca_archive.recipient_fault(Real(), certificate.read_text() + key.read_text())
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 @pytest.mark.parametrize(
     "text", ["", "no certificate", "-----BEGIN CERTIFICATE-----\naGVsbG8=\n-----END CERTIFICATE-----\n"]
 )

@@ -2,19 +2,15 @@
 from __future__ import annotations
 
 import base64
+import json
 import platform
+from pathlib import Path
 
 import pytest
-from ansible_collections.moat.inference.plugins.module_utils import ca_archive, ca_pki
+from ansible_collections.moat.inference.plugins.module_utils import ca_archive, ca_pki, files
 from ansible_collections.moat.inference.plugins.module_utils.run import CommandError, Result
-from ansible_collections.moat.inference.plugins.modules import (
-    ca_backup,
-    ca_programs,
-    ca_restore,
-)
-from ansible_collections.moat.inference.plugins.modules import (
-    ca_pki as ca_pki_module,
-)
+from ansible_collections.moat.inference.plugins.modules import ca_backup, ca_programs, ca_restore, ca_root_key
+from ansible_collections.moat.inference.plugins.modules import ca_pki as ca_pki_module
 
 ROOT = "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n".format(base64.b64encode(b"root").decode())
 
@@ -112,3 +108,45 @@ def test_a_machine_without_releases_is_named(monkeypatch):
 def test_no_user_is_no_owner():
     assert ca_pki_module.owner_of({"user": "nobody-has-this-name"}) is None
     assert ca_pki_module.owner_of({"user": "root"}) == ("root", "root")
+
+
+@pytest.fixture
+def pki(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "set_attributes", lambda path, state: None)
+    monkeypatch.setattr(files, "write", lambda path, state: Path(path).write_bytes(state.content))
+    (tmp_path / "root").mkdir()
+    for name in ca_pki.ROOT_FILES:
+        (tmp_path / name).write_text("secret")
+    return tmp_path
+
+
+STATE = ca_pki.State(present=True, root_key=True, settings={"name": "Site"}, root_certificate=ROOT)
+
+
+def test_the_export_of_ca_root_key_tells_whose_it_is_and_nothing_more(pki, monkeypatch):
+    class Openssl:
+        def run(self, argv, stdin=None, ok=(0,), env=None, cwd=None):
+            assert argv[-2:] == ["-passin", f"file:{pki}/root/password"]
+            return Result(tuple(argv), 0, "THE KEY", "")
+
+    encrypted = {}
+    monkeypatch.setattr(ca_archive, "recipient_fault", lambda runner, recipient: "")
+    monkeypatch.setattr(ca_archive, "encrypt", lambda runner, recipient, text: encrypted.update(text=text) or "MESSAGE")
+    text = ca_root_key.export(Openssl(), STATE, str(pki), "recipient")
+    assert encrypted["text"] == ROOT + "THE KEY" and "THE KEY" not in text
+    assert ca_pki.fingerprint(ROOT) in text and text.endswith("MESSAGE")
+
+
+def test_ca_root_key_refuses_a_recipient_that_is_none(pki, monkeypatch):
+    monkeypatch.setattr(ca_archive, "recipient_fault", lambda runner, recipient: "it is no certificate")
+    with pytest.raises(ValueError, match="ca_root_export_recipient: it is no certificate"):
+        ca_root_key.export(None, STATE, str(pki), "x")
+
+
+def test_ca_root_key_writes_its_marker_before_it_removes_anything(pki, monkeypatch):
+    seen = []
+    monkeypatch.setattr(ca_pki, "remove_root_key", lambda path: seen.append((pki / ca_pki.MARKER).exists()))
+    ca_root_key.remove(STATE, str(pki), "abc")
+    assert seen == [True]
+    marker = json.loads((pki / ca_pki.MARKER).read_text())
+    assert marker == {"fingerprint": ca_pki.fingerprint(ROOT), "export_sha256": "abc"}
