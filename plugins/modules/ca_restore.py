@@ -99,11 +99,14 @@ def main() -> None:
     )
     params, runner = module.params, Runner(module)
     directory = params["directory"]
-    # beside the parts that it replaces, so that a rename is enough; on a bare host's check there is no such directory yet
-    if not module.check_mode:
+    if module.check_mode:
+        work = tempfile.mkdtemp(prefix="moat-ca-restore.")
+    else:
+        # beside the parts that it replaces, so that a rename is enough; what a killed run left there goes
+        work = os.path.join(directory, ".restore")
         os.makedirs(directory, mode=0o700, exist_ok=True)
-    base = directory if os.path.isdir(directory) else None
-    work = tempfile.mkdtemp(prefix=".restore.", dir=base)
+        shutil.rmtree(work, ignore_errors=True)
+        os.mkdir(work, 0o700)
     try:
         new = os.path.join(work, "new")
         ca_archive.extract(ca_archive.load(params["archive"]), new)
