@@ -233,7 +233,7 @@ def main(arguments: Sequence[str]) -> int:
     except ManifestError as error:
         for fault in error.faults:
             print(f"weights refused: {fault}", file=sys.stderr)
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         print(f"cannot start: {error!r}", file=sys.stderr)
     return EX_CONFIG
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import sys
 from collections.abc import Sequence
+
+# the last line of a Python traceback, and what the launcher says
+TELLING = re.compile(r"\b\w*(?:Error|Exception): |^(?:weights refused|cannot start): |\berror: ")
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -43,6 +47,21 @@ def probe(path: str, model: str, timeout: float) -> str:
         return f"{type(error).__name__}: {error}"
     finally:
         connection.close()
+
+
+def telling_lines(journal: str, most: int = 6) -> list[str]:
+    """Return the lines of a unit's journal that say why it ended, each once; the last lines when none does."""
+    lines = [line.strip() for line in journal.splitlines() if line.strip()]
+    return (list(dict.fromkeys(line for line in lines if TELLING.search(line))) or lines)[-most:]
+
+
+def parse_units(text: str, units: Sequence[str]) -> dict[str, tuple[str, int]]:
+    """Parse `systemctl show -p ActiveState,NRestarts`, a block a unit in the order asked: state and restarts by unit."""
+    states = {}
+    for unit, block in zip(units, text.strip().split("\n\n")):
+        fields = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        states[unit] = (fields.get("ActiveState", ""), int(fields.get("NRestarts") or 0))
+    return states
 
 
 def main(arguments: Sequence[str]) -> int:

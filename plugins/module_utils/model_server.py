@@ -8,7 +8,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-LABEL = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+LABEL = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
+# the unit file has it bare: no blank, quote, % or $
+SOURCE = re.compile(r"^/(?:srv|var/lib|opt|mnt)(?:/[A-Za-z0-9._+@-]+)+/?\Z")
+SOCKET = re.compile(r"^[A-Za-z0-9._/-]+\Z")
 UNIT = re.compile(r"^moat-model@([a-z0-9-]+)\.service$")
 ROLE_SETS = "the role sets it"
 OPENS = "it would open the server"
@@ -127,14 +130,20 @@ def model_faults(models: Sequence[Mapping[str, Any]], environment: Mapping[str, 
             values.add(model[field])
         if not LABEL.match(model["name"]):
             faults.append(f"{key}.name: {model['name']!r} is no DNS label; use a-z, 0-9 and -")
+        if not SOCKET.match(model["socket"]):
+            faults.append(
+                f"{key}.socket: {model['socket']!r} has characters that a unit cannot take; use a-z, 0-9 and ._-"
+            )
         expected = f"/run/moat-model/{model['name']}/"
         if not model["socket"].startswith(expected) or "/" in model["socket"][len(expected) :]:
             faults.append(f"{key}.socket: {model['socket']} must be a file in {expected}")
         # sun_path of unix(7), with its closing NUL
         if len(model["socket"]) > 107:
             faults.append(f"{key}.socket: {model['socket']} is longer than 107 bytes; shorten the name")
-        if not model["source"].startswith(("/srv/", "/var/lib/", "/opt/", "/mnt/")):
-            faults.append(f"{key}.source: {model['source']} must lie below /srv, /var/lib, /opt or /mnt")
+        if not SOURCE.match(model["source"]) or ".." in model["source"].split("/"):
+            faults.append(
+                f"{key}.source: {model['source']} must lie below /srv, /var/lib, /opt or /mnt; use a-z, 0-9 and ._+-"
+            )
         faults += [f"{key}.engine_args[{at}]: {reason}" for at, reason in argument_faults(model["engine_args"])]
     for name, value in environment.items():
         if not isinstance(value, str):

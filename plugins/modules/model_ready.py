@@ -9,7 +9,7 @@ version_added: 0.1.0
 description:
   - Asks each model server on its Unix socket for a completion of one token until all have answered. All are asked in the
     same call, so the wait is that of the slowest one.
-  - A unit that systemd has given up ends the wait at once, with the last lines of its journal.
+  - A unit that failed, or that was restarted twice meanwhile, ends the wait at once, with what its journal says.
 author:
   - moat.inference contributors (@moat-inference)
 options:
@@ -62,16 +62,32 @@ from ansible_collections.moat.inference.plugins.module_utils.run import Runner
 INTERVAL = 1.0
 
 
-def given_up(runner: Runner, names: list[str]) -> list[str]:
-    """Return, for each unit that failed, its name and the end of its journal."""
-    faults = []
-    for name in names:
-        unit = f"moat-model@{name}.service"
-        state = runner.run(["systemctl", "show", "-p", "ActiveState", "--value", "--", unit], ok=range(256))
-        if state.stdout.strip() in ("failed", "inactive"):
-            journal = runner.run(["journalctl", "-u", unit, "-n", "15", "--no-pager", "-o", "cat"], ok=range(256))
-            faults.append(f"{unit} is {state.stdout.strip()}: {journal.stdout.strip()}")
-    return faults
+RESTARTS = 2
+
+
+class Units:
+    """Looks whether systemd still tries."""
+
+    def __init__(self, runner: Runner, names: list[str]) -> None:
+        self._runner = runner
+        self._before = {unit: restarts for unit, (_state, restarts) in self._show(names).items()}
+
+    def _show(self, names: list[str]) -> dict[str, tuple[str, int]]:
+        units = [f"moat-model@{name}.service" for name in names]
+        argv = ["systemctl", "show", "-p", "ActiveState,NRestarts", "--", *units]
+        return model_ready.parse_units(self._runner.run(argv, ok=range(256)).stdout, units)
+
+    def given_up(self, names: list[str]) -> list[str]:
+        """Return, for each unit that failed or falls again and again, what its journal says."""
+        faults = []
+        for unit, (state, restarts) in self._show(names).items():
+            more = restarts - self._before.get(unit, 0)
+            if state in ("failed", "inactive") or more >= RESTARTS:
+                argv = ["journalctl", "-b", "-u", unit, "-n", "200", "--no-pager", "-o", "cat"]
+                lines = model_ready.telling_lines(self._runner.run(argv, ok=range(256)).stdout)
+                word = state if more < RESTARTS else f"{state}, restarted {more} times"
+                faults.append("{} is {}: {}".format(unit, word, " | ".join(lines)))
+        return faults
 
 
 def main() -> None:
@@ -92,6 +108,7 @@ def main() -> None:
     )
     runner = Runner(module)
     start = time.monotonic()
+    units = Units(runner, [model["name"] for model in module.params["models"]])
     pending = {model["name"]: model["socket"] for model in module.params["models"]}
     seconds: dict[str, float] = {}
     while True:
@@ -106,7 +123,7 @@ def main() -> None:
                 del pending[name]
         if not pending or module.check_mode:
             break
-        faults = given_up(runner, list(pending))
+        faults = units.given_up(list(pending))
         if faults:
             module.fail_json(msg="; ".join(faults))
         if time.monotonic() - start > module.params["timeout"]:
