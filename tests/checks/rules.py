@@ -92,7 +92,7 @@ def same_inputs(role: str, specs: Mapping[str, Any], defaults: Mapping[str, Any]
 def same_default(shown: str, value: Any) -> bool:
     """A README may show an empty value as words or not at all, and texts with or without quotes."""
     plain = shown.strip("`\"' ")
-    if isinstance(value, dict) and value or "{{" in str(value):
+    if (isinstance(value, dict) and value) or "{{" in str(value):
         return bool(plain)  # said in words: a table has no room for it
     if value in ("", [], {}, None):
         return plain in ("", "[]", "{}", "empty", "none", "-", "—", "null")
