@@ -132,6 +132,11 @@ class Section:
         return found
 
     def ports(self, key: str, default: tuple[int, ...] = (), required: str = "") -> tuple[int, ...]:
+        if self.data.get(key) == [] and default:
+            shown = ", ".join(str(port) for port in default)
+            self.faults.add(
+                f"{self.path}.{key}", Absent, "is an empty list", f"name its ports, or remove it for {shown}"
+            )
         found = [item for path, item in self.items(key, required) if self._in_range(path, item, *PORTS)]
         return tuple(sorted(set(found))) if found else default
 
