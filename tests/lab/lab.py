@@ -15,7 +15,7 @@ from tests.lab.backend import File, Spec
 from tests.lab.podman import Podman
 from tests.lab.shell import CACHE, LAB, LabError, Step, capture, lock, remove_tree, say, succeeds, write
 
-SSH = LAB / "ssh"
+SSH, STATE = LAB / "ssh", LAB / "state"
 WORKERS = 2 if (os.cpu_count() or 2) <= 2 else 4
 
 
@@ -118,6 +118,14 @@ def _specs(hosts: table.Table, image_name: str, engine_at: Path | None, weights_
     return specs
 
 
+def forget(hosts: Sequence[table.Host]) -> None:
+    """What the controller keeps of hosts that are made anew: link keys, and the root of an authority that is no more."""
+    for host in hosts:
+        (STATE / "link-keys" / f"{host.name}.pub").unlink(missing_ok=True)
+        for path in STATE.glob("ca-root*") if host.authority else ():
+            path.unlink()
+
+
 def _wait(backend: Podman, host: table.Host) -> str:
     """Wait for sshd and return the host's lines for known_hosts."""
     deadline = time.monotonic() + 60
@@ -151,6 +159,7 @@ def up(*, with_engine: bool = True) -> None:
             if backend.digest(spec.host.name) != spec.digest:
                 backend.create(spec)
                 created.append(spec.host.name)
+                forget([spec.host])
             if backend.status(spec.host.name) != "running":
                 backend.start(spec.host.name)
             line = _wait(backend, spec.host)

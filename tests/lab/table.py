@@ -51,6 +51,7 @@ class Host:
     router: bool = False
     probe: bool = False
     engine: bool = False
+    authority: bool = False
     models: tuple[str, ...] = ()
 
 
@@ -104,6 +105,7 @@ def _host(name: str, variables: dict[str, Any], networks: dict[str, Network], ro
         router=is_router,
         probe=bool(variables.get("moat_probe")),
         engine=bool(variables.get("moat_lab_engine")),
+        authority=bool(variables.get("moat_lab_authority")),
         models=tuple(variables.get("moat_lab_models", ())),
     )
 
