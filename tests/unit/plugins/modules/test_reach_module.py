@@ -145,7 +145,7 @@ def test_silence_is_told_apart_by_how_far_the_probe_came(call: Any) -> None:
         first = {"id": "handshake", "address": address[0], "port": address[1], "path": "/m"}
         assert call(first)["results"] == {"handshake": "no answer"}
         held = []
-        for _ in range(4):
+        for _number in range(4):
             held.append(socket.socket())
             held[-1].setblocking(False)
             held[-1].connect_ex(address)
