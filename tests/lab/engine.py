@@ -16,11 +16,10 @@ LOCK = Path(
 HOME = "/opt/moat/engine"
 TREE = f"{HOME}/vllm-{VERSION}"
 BUILDER = f"{podman.PREFIX}build"
-# Hosts without a way out cannot ask an index, so dependencies come from the lock alone. What a killed run had fetched lies
-# in /wheels, pip's cache, and is not fetched again.
+# Hosts without a way out cannot ask an index, so dependencies come from the lock alone.
 SCRIPT = """set -eu
 python3 -m venv "$1"
-"$1/bin/pip" install --cache-dir /wheels --progress-bar off --no-compile --no-deps --require-hashes \\
+"$1/bin/pip" install --no-cache-dir --progress-bar off --no-compile --no-deps --require-hashes \\
   --only-binary=:all: -r /lock
 echo "compiling to byte code"
 "$1/bin/python" -m compileall -q -j 0 "$1/lib" >/dev/null 2>&1 || true
@@ -49,19 +48,17 @@ def ensure(image: str) -> Path:
 
 def _install(image: str, target: Path) -> None:
     """Make the tree under another name, so that a killed run never leaves half of one under this name."""
-    partial, wheels = CACHE / "engine.tmp", CACHE / "wheels.tmp"
+    partial = CACHE / "engine.tmp"
     capture(podman.podman("rm", "--force", "--ignore", "--time", "0", BUILDER))
     remove_tree(partial)
     partial.mkdir(parents=True)
-    wheels.mkdir(exist_ok=True)
     options, mounts = podman.environment_for_packages()
-    places = [(LOCK, "/lock", "true"), (partial, HOME, "false"), (wheels, "/wheels", "false")]
+    places = [(LOCK, "/lock", "true"), (partial, HOME, "false")]
     mounts += [f"--mount=type=bind,src={here},dst={there},ro={ro}" for here, there, ro in places]
-    with Step("engine from the Python package index (about 3 GB to fetch)") as step:
+    with Step("engine from the Python package index (about 2.5 GB to fetch)") as step:
         run = ["run", "--rm", "--name", BUILDER, "--network", "host", *options, *mounts, image]
         step.run(podman.podman(*run, "sh", "-c", SCRIPT, "sh", TREE))
     capture(privileged(["sh", "-c", 'chmod -R go-w "$1" && sync -f "$1"', "sh", str(partial)]))
     write(partial / "complete", "\n")
-    for old in (target, wheels):
-        remove_tree(old)
+    remove_tree(target)
     capture(privileged(["mv", "-T", str(partial), str(target)]))

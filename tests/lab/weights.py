@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import string
@@ -78,29 +79,38 @@ def make(folder: Path, model: Model) -> None:
 
 def digest() -> str:
     settings = json.dumps({name: asdict(model) for name, model in MODELS.items()}, sort_keys=True)
-    return hashlib.sha256(settings.encode() + Path(__file__).read_bytes()).hexdigest()[:16]
+    parts = [settings, TEMPLATE, *SPECIAL, inspect.getsource(make)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def ensure(image: str, engine: Path) -> Path:
     """The folder with one folder per model."""
+    from tests.lab.shell import CACHE, lock
+
+    target = CACHE / f"weights-{digest()}"
+    # the engine's own lock: both are made in a container of the same name
+    with lock(CACHE / "engine.lock"):
+        if not target.is_dir():
+            _make_all(image, engine, target)
+    return target
+
+
+def _make_all(image: str, engine: Path, target: Path) -> None:
+    """Make the models under another name, so that a killed run never leaves half of them under this name."""
     from tests.lab import podman
     from tests.lab.engine import BUILDER, HOME, TREE
     from tests.lab.shell import CACHE, Step, capture, privileged, remove_tree
 
-    target = CACHE / f"weights-{digest()}"
-    if target.is_dir():
-        return target
-    partial = CACHE / f"weights-{os.getpid()}.tmp"
-    partial.mkdir(parents=True)
+    partial = CACHE / "weights.tmp"
     capture(podman.podman("rm", "--force", "--ignore", "--time", "0", BUILDER))
+    remove_tree(partial)
+    partial.mkdir(parents=True)
     places = [(engine, HOME, "true"), (Path(__file__), "/weights.py", "true"), (partial, "/out", "false")]
     mounts = [f"--mount=type=bind,src={here},dst={there},ro={ro}" for here, there, ro in places]
     with Step("weights of two tiny models") as step:
         run = podman.podman("run", "--rm", "--name", BUILDER, "--network", "none", *mounts, image)
         step.run([*run, f"{TREE}/bin/python", "/weights.py", "/out"])
-    remove_tree(target)
     capture(privileged(["mv", "-T", str(partial), str(target)]))
-    return target
 
 
 if __name__ == "__main__":
