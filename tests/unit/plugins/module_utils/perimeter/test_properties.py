@@ -5,8 +5,12 @@ from __future__ import annotations
 import copy
 import ipaddress
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +19,7 @@ from ansible_collections.moat.inference.plugins.module_utils.perimeter import pl
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.compiler import Plan, compile_intent
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.faults import IntentError
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.plan import Planner
+from ansible_collections.moat.inference.tests.unit.plugins.module_utils.perimeter import samples
 from ansible_collections.moat.inference.tests.unit.plugins.module_utils.perimeter.oracle import Oracle, check_plan
 from ansible_collections.moat.inference.tests.unit.plugins.module_utils.perimeter.samples import sample
 from hypothesis import HealthCheck, given, settings
@@ -171,6 +176,28 @@ def test_compiling_is_deterministic_and_leaves_its_input_alone(policy: Policy) -
     assert policy == before
     assert whole(compile_intent(*policy)) == first
     assert text(*policy) == json.dumps(first)
+
+
+PROGRAM = f"""
+import hashlib, json
+from {samples.__name__} import compiled, faults_of
+broken = faults_of({{"moat_perimeter.models.xray-7b.hosts": ["gpu_host", "mixed"], "hosts.app2.moat_address4": "10.110.0.11"}})
+text = json.dumps(compiled().to_dict()) + "".join(str(fault) for fault in broken)
+print(len(broken), hashlib.sha256(text.encode()).hexdigest())
+"""
+
+
+def test_compiling_is_the_same_in_every_process() -> None:
+    """Python orders its sets anew in each process, unless told otherwise."""
+    root = str(Path(samples.__file__).parents[8])
+    printed = set()
+    for seed in ("0", "1", "2", "3"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": root}
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
+        )
+        printed.add(done.stdout)
+    assert len(printed) == 1 and int(printed.pop().split()[0]) > 2
 
 
 @SETTINGS
