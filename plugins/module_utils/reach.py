@@ -93,7 +93,7 @@ class Judge:
                     self.reached.setdefault((cell["destination"], cell["address"], cell["port"]), source)
 
     def found(self, source: str, cell: Mapping[str, Any]) -> str:
-        return str(self.probes[source].get("results", {}).get(cell["id"], "not probed"))
+        return str(self.probes[source].get("found", {}).get(cell["id"], "not probed"))
 
     def verdicts(self) -> list[Verdict]:
         return [self.verdict(source, cell) for source, rows in self.cells.items() for cell in rows]

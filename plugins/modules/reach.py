@@ -64,7 +64,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-results:
+found:
   description:
     - What each cell's probe found, by id.
     - Admitted is V(open), or V(status 200) for a cell with a path. A packet was refused with V(refused), V(timeout) or V(unreachable). TLS was
@@ -288,7 +288,7 @@ def main() -> None:
     )
     results, controls = asyncio.run(Prober(module.params).run())
     module.exit_json(
-        changed=False, results=results, control=any(controls.values()), controls=controls, listening=listening()
+        changed=False, found=results, control=any(controls.values()), controls=controls, listening=listening()
     )
 
 

@@ -29,7 +29,7 @@ def cell(**more: Any) -> dict[str, Any]:
 
 def probe(found: str | None = None, **more: Any) -> dict[str, Any]:
     results = {} if found is None else {"the cell": found}
-    return {"results": results, "control": True, "controls": {"4": "10.0.0.1 port 22"}, "listening": [], **more}
+    return {"found": results, "control": True, "controls": {"4": "10.0.0.1 port 22"}, "listening": [], **more}
 
 
 def judged(
@@ -133,10 +133,10 @@ def test_an_admitted_source_is_a_control_for_the_same_address_and_port_only() ->
         (cell(address="100.120.0.12", port=8443), "unproven"),
         (cell(address=GATEWAY, port=8443, destination="gpu2"), "unproven"),
     ):
-        probes = {"app1": {**probe(), "results": {"open": "open"}}, "app2": probe("timeout")}
+        probes = {"app1": {**probe(), "found": {"open": "open"}}, "app2": probe("timeout")}
         verdicts = reach.judge({"app1": [open_cell], "app2": [wanted]}, probes)
         assert [item.outcome for item in verdicts] == ["right", outcome]
-    probes["app1"]["results"] = {"open": "timeout"}
+    probes["app1"]["found"] = {"open": "timeout"}
     verdicts = reach.judge({"app1": [open_cell], "app2": [cell(address=GATEWAY, port=8443)]}, probes)
     assert [item.outcome for item in verdicts] == ["wrong", "unproven"]
 
@@ -145,7 +145,7 @@ def test_the_summary_names_the_layer_and_puts_what_is_wrong_first() -> None:
     cells = {"app2": [cell(id="a"), cell(id="b", **NO_REQUEST), cell(id="c"), cell(id="d", port=1)]}
     results = {"a": "timeout", "b": "status 403", "c": "open", "d": "timeout"}
     found = reach.summary(
-        reach.judge(cells, {"app2": {**probe(), "results": results}, "gpu1": probe(listening=["0.0.0.0 9443"])})
+        reach.judge(cells, {"app2": {**probe(), "found": results}, "gpu1": probe(listening=["0.0.0.0 9443"])})
     )
     assert found["counts"] == {"right": 2, "wrong": 1, "unproven": 1}
     assert found["layers"] == {"deny-input by timeout": 1, "deny-request by status 403": 1}

@@ -123,7 +123,7 @@ def test_packet_tls_and_request_are_told_apart(call: Any, serve: Any) -> None:
         cell("connection", plain, path=None),
         cell("not TLS", plain, "portal"),
         {"id": "nobody listens", "address": "127.0.0.1", "port": free_port()},
-    )["results"]
+    )["found"]
     assert found["admitted"] == "status 200"
     assert found["refused request"] == "status 403"
     assert found["closed"] == "tls closed without an answer"
@@ -143,13 +143,13 @@ def test_silence_is_told_apart_by_how_far_the_probe_came(call: Any) -> None:
         listener.listen(0)
         address = listener.getsockname()
         first = {"id": "handshake", "address": address[0], "port": address[1], "path": "/m"}
-        assert call(first)["results"] == {"handshake": "no answer"}
+        assert call(first)["found"] == {"handshake": "no answer"}
         held = []
         for _number in range(4):
             held.append(socket.socket())
             held[-1].setblocking(False)
             held[-1].connect_ex(address)
-        assert call({**first, "id": "packet", "path": None})["results"] == {"packet": "timeout"}
+        assert call({**first, "id": "packet", "path": None})["found"] == {"packet": "timeout"}
         for item in held:
             item.close()
 
@@ -193,4 +193,4 @@ def test_the_cells_of_a_plan_are_taken_as_they_are(call: Any) -> None:
     keys = ("destination", "family", "protocol", "identity", "client", "certificate", "path", "expect", "rule")
     values: tuple[Any, ...] = ("gpu1", 4, "tcp", "none", None, None, None, "closed", "deny-input")
     made = {"id": "x", "address": "127.0.0.1", "port": free_port(), **dict(zip(keys, values))}
-    assert call(made)["results"] == {"x": "refused"}
+    assert call(made)["found"] == {"x": "refused"}
