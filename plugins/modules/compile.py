@@ -83,8 +83,9 @@ roles:
 cells:
   description:
     - The expected reachability, by source.
-    - A cell has C(id), C(destination), C(address), C(family) (4 or 6), C(protocol), C(port), C(identity) (none or own), C(client), C(path),
-      C(expect) (allow or deny) and C(rule).
+    - A cell has C(id), C(destination), C(address), C(family) (4 or 6), C(protocol), C(port), C(identity) (none or own), C(client), C(certificate),
+      C(path), C(expect) and C(rule). M(moat.inference.reach) takes it as it is.
+    - C(expect) is V(allow), V(deny), or V(closed) where nothing may listen at all.
     - C(rule) is the id of the rule that admits, or the layer that refuses, C(deny-output), C(deny-input), C(deny-identity) or C(deny-request).
   type: dict
   returned: success, empty unless O(cells=true)
