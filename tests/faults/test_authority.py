@@ -1,0 +1,63 @@
+"""The authority is lost and comes back from its backup: the same root, certificates that renew, new ones that are issued."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.faults import run
+from tests.lab import site
+from tests.lab.shell import LAB, capture
+from tests.lab.site import on
+
+OPERATOR = LAB / "operator"
+
+
+def served() -> str:
+    """The certificate that the authority shows, without what changes at each start."""
+    port = site.plans()["ca1"]["ca"]["port"]
+    return on("ca1", f"openssl s_client -connect 10.140.0.10:{port} </dev/null 2>/dev/null | grep -c 'BEGIN CERT'").out
+
+
+def test_a_lost_authority_comes_back_from_its_backup(tmp_path: Path) -> None:
+    root = (LAB / "state" / "ca-root.pem").read_text(encoding="utf-8")
+    backup = tmp_path / "backup.cms"
+    recipient = f"moat_ca_recipient={OPERATOR / 'certificate.pem'}"
+    made = run.play("moat.inference.ca_backup", "-e", recipient, "-e", f"moat_ca_backup_path={backup}")
+    assert made.rc == 0, made.out[-4000:]
+    assert backup.read_text(encoding="utf-8").startswith("-----BEGIN CMS-----")
+
+    lost = on("ca1", "systemctl stop moat-ca moat-ca-listen.socket; rm -rf /var/lib/moat-ca; ls /var/lib/moat-ca")
+    assert lost.code != 0
+    refused = run.play("moat.inference.site", "--tags", "ca")
+    assert refused.rc == 2, "a bare authority must not begin a new root by mistake"
+
+    keys = ["-e", recipient, "-e", f"moat_ca_recipient_key={OPERATOR / 'key.pem'}"]
+    back = run.play("moat.inference.ca_restore", *keys, "-e", f"moat_ca_backup_path={backup}")
+    assert back.rc == 0, back.out[-4000:]
+    assert (LAB / "state" / "ca-root.pem").read_text(encoding="utf-8") == root
+    assert served().strip() == "1"
+
+    renew = "install -d -m 0700 /run/moat-certificate; touch /run/moat-certificate/gateway.renew; "
+    serial = "openssl x509 -noout -serial -in /etc/moat/tls/gateway/cert.pem"
+    before = on("gpu1", serial).out
+    renewed = on("gpu1", f"{renew} systemctl start moat-certificate@gateway.service", timeout=120)
+    assert renewed.code == 0, renewed.err
+    assert on("gpu1", serial).out != before
+    on("app3", "rm -rf /etc/moat/tls/connector-batch")
+    ended = run.play()
+    assert ended.rc == 0, ended.out[-4000:]
+    assert "BEGIN CERTIFICATE" in on("app3", "cat /etc/moat/tls/connector-batch/cert.pem").out
+    again = run.play()
+    assert not any(again.counts("changed").values()), again.out[-4000:]
+
+
+def test_the_operator_can_open_the_root_key_and_the_host_has_it_no_more() -> None:
+    export = LAB / "state" / "ca-root-key.cms"
+    opened = ["openssl", "cms", "-decrypt", "-inform", "PEM", "-in", str(export)]
+    opened += ["-recip", str(OPERATOR / "certificate.pem"), "-inkey", str(OPERATOR / "key.pem")]
+    key = capture(opened)
+    assert "PRIVATE KEY" in key
+    body = max(key.split("\n"), key=len)
+    assert on("ca1", f"grep -rlF -e '{body}' /var/lib/moat-ca /etc/moat").out == ""
+    intermediate = on("ca1", "grep -rl 'PRIVATE KEY' /var/lib/moat-ca").out
+    assert "intermediate_ca_key" in intermediate, "the search must find the keys that stay"
