@@ -7,13 +7,14 @@ import json
 import os
 import sys
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-try:
+if TYPE_CHECKING or __package__:
     from ansible_collections.moat.inference.plugins.module_utils import certificate, certificate_store
     from ansible_collections.moat.inference.plugins.module_utils.certificate_served import Service
     from ansible_collections.moat.inference.plugins.module_utils.certificate_store import CertificateError
-except ImportError:  # on a host this file lies beside the others
+else:  # on a host this file lies beside the others
     import certificate
     import certificate_store
     from certificate_served import Service
@@ -23,7 +24,8 @@ SETTINGS = "/etc/moat/certificate"
 
 
 def say(message: str) -> None:
-    print(message, flush=True)
+    sys.stdout.write(f"{message}\n")
+    sys.stdout.flush()
 
 
 def when(moment: int) -> str:
@@ -61,10 +63,11 @@ def run(settings: dict[str, Any], store: certificate_store.Store, forced: bool, 
     return faults
 
 
-def main() -> None:
-    if len(sys.argv) != 2:
-        sys.exit("usage: certificate_renew.py NAME")
-    name = sys.argv[1]
+def main(arguments: Sequence[str]) -> int:
+    if len(arguments) != 1:
+        sys.stderr.write("usage: certificate_renew.py NAME\n")
+        return 2
+    name = arguments[0]
     flag = os.path.join(certificate_store.LOCKS, name + ".renew")
     try:
         with open(os.path.join(SETTINGS, name + ".json"), encoding="utf-8") as handle:
@@ -78,9 +81,9 @@ def main() -> None:
     if os.path.exists(flag):
         os.unlink(flag)
     for fault in faults:
-        print(f"<3>certificate {name}: {' '.join(fault.split())}", file=sys.stderr, flush=True)
-    sys.exit(1 if faults else 0)
+        sys.stderr.write(f"<3>certificate {name}: {' '.join(fault.split())}\n")
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main(sys.argv[1:]))

@@ -10,14 +10,15 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-try:
+if TYPE_CHECKING or __package__:
     from ansible_collections.moat.inference.plugins.module_utils import certificate
     from ansible_collections.moat.inference.plugins.module_utils.certificate_store import (
         CertificateError,
         Store,
     )
-except ImportError:  # on a host this file lies beside the others
+else:  # on a host this file lies beside the others
     import certificate
     from certificate_store import CertificateError, Store
 

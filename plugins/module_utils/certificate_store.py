@@ -19,12 +19,12 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-try:
+if TYPE_CHECKING or __package__:
     from ansible_collections.moat.inference.plugins.module_utils import certificate
-except ImportError:  # on a host this file lies beside the other
+else:  # on a host this file lies beside the other
     import certificate
 
 TLS = "/etc/moat/tls"
