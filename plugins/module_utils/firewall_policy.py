@@ -173,7 +173,8 @@ class Reader:
             except ValueError:
                 self.fault(where, f"{text!r} is no network; write one such as '10.90.0.0/28' or 'fd00:90::/124'")
         for family in (4, 6):
-            whole = list(_collapse(network for network in networks if network.version == family))
+            versioned: Iterable[Any] = (network for network in networks if network.version == family)
+            whole = list(collapse_addresses(versioned))
             if any(network.prefixlen == 0 for network in whole):
                 self.fault(key, f"admits everybody ({whole[0]}); name the networks that need it")
         return networks
@@ -327,7 +328,3 @@ def _canonical(text: str) -> str:
         return str(_plain(text.split("/")[0]))
     except ValueError:
         return text
-
-
-def _collapse(networks: Iterable[Network]) -> Iterable[Network]:
-    return collapse_addresses(networks)  # type: ignore[type-var]

@@ -281,7 +281,9 @@ def test_what_a_killed_run_staged_is_removed(call: Any, systemd: Systemd, tmp_pa
     assert not call(**options)["changed"]
 
 
-def test_a_unit_is_stopped_before_its_file_goes(call: Any, systemd: Systemd, tmp_path: Path) -> None:
+def test_a_unit_is_stopped_before_its_file_goes(
+    call: Any, systemd: Systemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     systemd.units["x.service"] = running()
     path = tmp_path / "x.unit"
     path.write_text("unit")
@@ -293,7 +295,7 @@ def test_a_unit_is_stopped_before_its_file_goes(call: Any, systemd: Systemd, tmp
             seen.append(path.exists())
         return systemd_run(argv, **options)
 
-    systemd.run = run  # type: ignore[method-assign]
+    monkeypatch.setattr(systemd, "run", run)
     options = {"absent": [str(path)], "units": [{"name": "x.service", "enabled": False, "state": "stopped"}]}
     assert call(check=True, **options)["unit_actions"] == {"x.service": ["disable", "stop"]}
     call(**options)
