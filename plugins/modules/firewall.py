@@ -80,6 +80,8 @@ options:
     default: 10/minute
 notes:
   - A ruleset that does not admit the SSH connection which the module runs over is refused before anything is touched.
+author:
+  - moat.inference contributors (@moat-inference)
 attributes:
   check_mode:
     support: full
