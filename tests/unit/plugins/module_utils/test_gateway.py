@@ -6,8 +6,6 @@ import re
 from typing import Any
 
 import pytest
-from ansible.errors import AnsibleFilterError
-from ansible_collections.moat.inference.plugins.filter.gateway import gateway_config
 from ansible_collections.moat.inference.plugins.module_utils import gateway, gateway_inputs
 
 SETTINGS: dict[str, Any] = {
@@ -193,7 +191,7 @@ def test_connections_of_an_address_follow_the_limits_of_all_its_identities() -> 
 
 
 def test_files_are_ready_for_deploy() -> None:
-    files = gateway_config(SETTINGS, "-- lua", "www")
+    files = gateway.files(SETTINGS, "-- lua", "www")
     assert files[-1]["path"] == "/etc/moat/gateway/haproxy.cfg"
     assert files[-1]["validate"] == ["/usr/sbin/haproxy", "-c", "-f", "%s"]
     assert {item["mode"] for item in files} == {"0640"} and {item["group"] for item in files} == {"www"}
@@ -258,8 +256,8 @@ def test_text_counts_as_the_number_it_is() -> None:
     ],
 )
 def test_each_fault_is_named(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(AnsibleFilterError, match=re.escape(words)):
-        gateway_config(settings(**changes), "")
+    with pytest.raises(gateway_inputs.GatewayError, match=re.escape(words)):
+        gateway.files(settings(**changes), "", "haproxy")
 
 
 def test_all_faults_come_at_once() -> None:
