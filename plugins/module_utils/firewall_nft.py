@@ -135,21 +135,22 @@ def _tracked(hook: str) -> list[str]:
 
 def _input(policy: Policy) -> Iterable[str]:
     yield _allow("allow-loopback-input", 'iifname "lo"')
+    # before the tracked flows, or a packet that fits one would pass by any interface
+    yield "jump spoof"
     yield from _tracked("input")
     yield _allow("allow-neighbours-input", "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255")
     yield _allow("allow-routers-input", f"{_not_segments(policy)}icmpv6 type nd-router-advert ip6 hoplimit 255")
     yield _allow("allow-multicast-input", "ip6 saddr fe80::/10 icmpv6 type mld-listener-query ip6 hoplimit 1")
     yield from _deny(policy, "deny-invalid-input", "ct state invalid")
-    yield "jump spoof"
     for rule in policy.of_chain("input"):
         yield from _accepts(rule, "iifname", "saddr", f"{rule.protocol} dport {_values(rule.ports)}")
     yield from _deny(policy, "deny-input")
 
 
 def _forward(policy: Policy) -> Iterable[str]:
+    yield "jump spoof"
     yield from _tracked("forward")
     yield from _deny(policy, "deny-invalid-forward", "ct state invalid")
-    yield "jump spoof"
     for rule in policy.of_chain("forward"):
         # the port that was asked for, before a container engine translated it; nft 1.0.6 cannot read its own listing of a set of these
         asked = [f"meta l4proto {rule.protocol} ct original proto-dst {port}" for port in rule.ports]
@@ -180,6 +181,12 @@ def _output(policy: Policy) -> Iterable[str]:
 
 def _local(policy: Policy) -> Iterable[str]:
     rules = policy.of_chain("local")
+    for rule in rules:
+        # A port that nobody has is free for anyone to take, and what is meant for its server would come to them. All of the
+        # handshake is asked for, as two that connect to each other need no listener.
+        flags = " tcp flags & syn == syn" if rule.protocol == "tcp" else ""
+        match = f"{rule.protocol} sport {_values(rule.ports)}{flags} meta skuid != {_values(rule.listeners)}"
+        yield from _deny(policy, f"deny-listener-{rule.id}", match, flags=" flags skuid")
     if rules:
         # a socket without its process has no user any more, so only the first packet is asked for it
         yield from _tracked("local")

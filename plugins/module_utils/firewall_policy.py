@@ -57,6 +57,7 @@ class Rule:
     peers: tuple[Network, ...] = ()
     interface: str | None = None
     uids: tuple[int, ...] = ()
+    listeners: tuple[int, ...] = (0,)
     comment: str = ""
     reason: str = ""
 
@@ -198,12 +199,13 @@ class Reader:
         peers += self.networks(f"{key}.peers6", item.get("peers6") or [], 6)
         users = item.get("users") or []
         uids = self._uids(f"{key}.users", users)
+        listeners = self._listeners(f"{key}.listeners", chain, item.get("listeners") or [])
         self._check_who(key, chain, item.get("peers4") or item.get("peers6"), users)
         interface = self._interface(key, chain, item)
         if len(self.faults) > before:
             return None
         comment = " ".join(str(item.get("comment") or "").split())
-        return Rule(rule_id, chain, item["protocol"], ports, tuple(peers), interface, uids, comment, reason)
+        return Rule(rule_id, chain, item["protocol"], ports, tuple(peers), interface, uids, listeners, comment, reason)
 
     def _check_who(self, key: str, chain: str, peers: Any, users: Any) -> None:
         if not peers and not users:
@@ -239,6 +241,11 @@ class Reader:
             if not 1 <= port <= 65535:
                 self.fault(key, f"{port} is no port; write 1 to 65535")
         return tuple(sorted(set(ports)))
+
+    def _listeners(self, key: str, chain: str, users: Sequence[str]) -> tuple[int, ...]:
+        if users and chain != "local":
+            self.fault(key, f"is of chain {chain}, which knows no local users; give listeners to a rule of chain local")
+        return self._uids(key, users) if users else (0,)
 
     def _uids(self, key: str, users: Sequence[str]) -> tuple[int, ...]:
         uids = set()

@@ -51,6 +51,10 @@ options:
       segment: {description: Name of the segment whose interface the traffic passes., type: str}
       interface: {description: Name of the interface that the traffic passes., type: str}
       users: {description: Local users that may connect. For the chain V(local) only., type: list, elements: str}
+      listeners:
+        description: Local users that may answer at the ports, V(root) when none is given. For the chain V(local) only.
+        type: list
+        elements: str
       comment: {description: What the rule is for., type: str}
   extra_rules:
     description:
@@ -68,6 +72,7 @@ options:
       segment: {description: As in O(rules)., type: str}
       interface: {description: As in O(rules)., type: str}
       users: {description: As in O(rules)., type: list, elements: str}
+      listeners: {description: As in O(rules)., type: list, elements: str}
       comment: {description: As in O(rules)., type: str}
       reason: {description: Why the plan cannot say this., type: str, required: true}
   interfaces:
@@ -268,6 +273,7 @@ def main() -> None:
         "segment": {"type": "str"},
         "interface": {"type": "str"},
         "users": words,
+        "listeners": words,
         "comment": {"type": "str"},
     }
     segment = {

@@ -162,6 +162,28 @@ echo other $(($(count {rule["id"]}) - allowed)) $(($(count deny-{rule["id"]}) - 
         assert other[1] == "0" and int(other[2]) >= 2, (name, rule["id"], said)
 
 
+def test_a_free_local_port_cannot_be_taken_for_its_server(at: At, managed: list[str], plan: Any) -> None:
+    """While the connector is down, another user who listens at its port gets no connection, and so no prompt."""
+    server = (
+        "import socket, sys; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1);"
+        " s.bind((sys.argv[1], int(sys.argv[2]))); s.listen(); s.settimeout(4); print(s.accept() and sys.argv[3])"
+    )
+    for name in managed:
+        for rule in plan.host(name)["firewall"]["rules"]:
+            if rule["chain"] != "local":
+                continue
+            port, user = rule["ports"][0], rule["users"][0]
+            # 127.0.0.2 is free, and the rules are about all of lo; the control is root's own listener there
+            script = f"""
+for server in root nobody; do
+  setpriv --reuid=$server --clear-groups timeout 5 python3 -c {shlex.quote(server)} 127.0.0.2 {port} "taken by $server" & sleep 0.5
+  setpriv --reuid={user} --clear-groups nc -z -w 2 127.0.0.2 {port}
+  wait
+done 2>/dev/null"""
+            said = at(name).run("sh -c " + shlex.quote(script)).stdout.split("\n")
+            assert "taken by root" in said and "taken by nobody" not in said, (name, rule["id"], said)
+
+
 def test_stop_and_restart_stay_closed_and_touch_no_other_table(
     at: At, hostvars: dict[str, Data], managed: list[str], probes: list[str]
 ) -> None:

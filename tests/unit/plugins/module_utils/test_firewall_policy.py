@@ -84,6 +84,7 @@ def test_all_faults_come_at_once():
         ({"interface": "lo"}, ".interface", "chain local"),
         ({"users": ["batch"]}, "", "no users"),
         ({"chain": "local"}, "", "no peers"),
+        ({"listeners": ["batch"]}, ".listeners", "no local users"),
     ],
 )
 def test_a_bad_rule_is_refused_by_its_key(change, key, word):
@@ -96,6 +97,13 @@ def test_a_bad_rule_is_refused_by_its_key(change, key, word):
 def test_a_local_rule_is_about_loopback_only():
     (fault,) = faults(rules=[{**LOCAL, "segment": "app"}])
     assert "chain local" in fault
+
+
+def test_root_answers_at_a_local_port_unless_others_are_named():
+    policy = read([SSH, LOCAL, {**LOCAL, "id": "local-other", "listeners": ["batch"]}])
+    assert [rule.listeners for rule in policy.of_chain("local")] == [(0,), (990,)]
+    (fault,) = faults(rules=[{**LOCAL, "listeners": ["nobody-here"]}])
+    assert fault.startswith("rules[0] (local-batch).listeners: ")
 
 
 def test_an_id_is_unique_over_plan_and_hatch():
