@@ -87,7 +87,7 @@ EXAMPLES = r"""
         content: "{{ lookup('ansible.builtin.template', 'haproxy.cfg.j2') }}"
         mode: "0640"
         group: haproxy
-        validate: [haproxy, -c, -q, -f, "%s"]
+        validate: [haproxy, -c, -f, "%s"]
     units:
       - {name: moat-gateway.service, enabled: true, state: started, on_change: reload}
 """
@@ -121,6 +121,7 @@ PROPERTIES = "ActiveState,SubState,Result,UnitFileState,NeedDaemonReload,LoadSta
 # Gone with a reboot, and so are the running units that have not seen a change.
 PENDING = "/run/moat-deploy"
 FIRST = ("disable", "stop")  # before the files change: they may take the unit's own file away
+RUNNING = {"start", "restart", "reload"}  # what ends with a running unit
 ANY = range(256)
 
 
@@ -208,16 +209,25 @@ class Host:
     def _act(self, plan: deploy.Plan, actions: list[tuple[str, str]]) -> None:
         for name, action in actions:
             self._acted.append((name, action))
-            self._runner.run(["systemctl", action, "--", name])
+            try:
+                self._runner.run(["systemctl", action, "--", name])
+            except CommandError as error:
+                if action not in RUNNING:
+                    raise
+                raise RuntimeError(f"{error}\n{self._journal(name)}") from error
+
+    def _journal(self, name: str) -> str:
+        """The last words of a unit: systemctl itself says only that it failed."""
+        lines = self._runner.run(["journalctl", "-u", name, "-n", "20", "--no-pager", "-o", "cat"], ok=ANY)
+        return lines.stdout.strip()
 
     def _confirm(self, plan: deploy.Plan) -> None:
         """Look whether the units hold their state."""
-        acted = [unit.name for unit in plan.units if set(unit.actions) & {"start", "restart", "reload"}]
+        acted = [unit.name for unit in plan.units if RUNNING & set(unit.actions)]
         for name, state in self.unit_states(acted).items():
             fault = deploy.unit_fault(state)
             if fault:
-                lines = self._runner.run(["journalctl", "-u", name, "-n", "20", "--no-pager", "-o", "cat"], ok=ANY)
-                raise RuntimeError(f"{name} {fault} right after its start: {lines.stdout.strip()}")
+                raise RuntimeError(f"{name} {fault} right after its start: {self._journal(name)}")
 
     def undo(self, plan: deploy.Plan) -> list[str]:
         """Put everything back, newest first, and return what could not be put back."""

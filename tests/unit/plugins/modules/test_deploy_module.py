@@ -179,6 +179,7 @@ def test_a_unit_that_refuses_gets_the_last_good_state_back(
     back = {"reload": "reload-or-restart", "restart": "restart"}[verb]
     assert result["failed"] and path.read_text() == "old\n" and path.stat().st_mode & 0o7777 == 0o600
     assert systemd.verbs == [f"{verb} x.service", f"{back} x.service"]
+    assert f"{verb} x.service failed\nthe last words. " in result["msg"]
     # when the way back fails as well, the message says so
     assert ("but not completely: x.service, restart" in result["msg"]) == (verb == "restart")
 
@@ -189,7 +190,7 @@ def test_a_start_that_fails_is_taken_back_whole(call: Any, systemd: Systemd, tmp
     result = call(
         directories=[{"path": str(directory), **OWNER}], files=[entry(directory / "x.conf", "a")], units=[service()]
     )
-    assert "restored completely" in result["msg"] and not directory.exists()
+    assert "the last words. The previous state was restored completely" in result["msg"] and not directory.exists()
     assert systemd.verbs == ["enable x.service", "start x.service", "stop x.service", "disable x.service"]
 
 
