@@ -67,10 +67,11 @@ def group_name(client: str) -> str:
 def complete(client: Mapping[str, Any]) -> dict[str, Any]:
     """A client with what follows from its name where nothing else is said."""
     name = client["name"]
+    port = client.get("port")
     models = [{**model, "prefix": model.get("prefix") or f"/{model['name']}"} for model in client["models"]]
     return {
         **client,
-        "port": client.get("port"),
+        "port": None if port in (None, "") else int(port),
         "socket": client.get("socket") or f"{RUNTIME}/{name}.sock",
         "certificate": client.get("certificate") or f"connector-{name}",
         "models": models,

@@ -92,6 +92,12 @@ def test_only_the_group_of_a_client_may_connect_to_its_socket() -> None:
             assert bind == (f"bind unix@/run/moat-connector/{client}.sock user root group moat-c-{client} mode 660")
 
 
+def test_a_port_may_be_text_as_from_the_command_line() -> None:
+    text = changed("port", "8081")
+    assert connector.faults(text, SETTINGS) == []
+    assert connector.plan(text, SETTINGS) == connector.plan(changed("port", 8081), SETTINGS)
+
+
 def test_a_port_is_bound_on_loopback_only() -> None:
     made = configuration(PORTAL, BATCH)
     assert [line for line in made["frontend batch"] if line.startswith("bind") and "unix" not in line] == [
