@@ -232,11 +232,11 @@ def main(arguments: Sequence[str]) -> int:
         launch(settings)
     except ManifestError as error:
         for fault in error.faults:
-            print(f"weights refused: {fault}", file=sys.stderr)
+            sys.stderr.write(f"weights refused: {fault}\n")
     except (OSError, ValueError, LookupError, TypeError) as error:
-        print(f"cannot start: {error!r}", file=sys.stderr)
+        sys.stderr.write(f"cannot start: {error!r}\n")
     return EX_CONFIG
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1:]))

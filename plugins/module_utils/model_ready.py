@@ -67,13 +67,13 @@ def parse_units(text: str, units: Sequence[str]) -> dict[str, tuple[str, int]]:
 def main(arguments: Sequence[str]) -> int:
     """Probe once: socket, model name and optionally a timeout in seconds; status 0 means ready."""
     if len(arguments) not in (2, 3):
-        print("usage: model_ready.py SOCKET MODEL [SECONDS]", file=sys.stderr)
+        sys.stderr.write("usage: model_ready.py SOCKET MODEL [SECONDS]\n")
         return 2
     fault = probe(arguments[0], arguments[1], float(arguments[2]) if len(arguments) == 3 else 10.0)
     if fault:
-        print(fault, file=sys.stderr)
+        sys.stderr.write(f"{fault}\n")
     return 1 if fault else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    raise SystemExit(main(sys.argv[1:]))
