@@ -173,6 +173,13 @@ def test_the_unit_loads_before_the_network_and_never_opens():
     ]
 
 
+def test_the_unit_needs_no_mount_namespace_and_has_no_limit():
+    """Either makes the unit fail at boot or after a few starts: systemd-tmpfiles empties /tmp, where systemd prepares one, meanwhile."""
+    keys = {line.partition("=")[0] for line in host.UNIT_TEXT.splitlines()}
+    assert not [key for key in keys if key.startswith(("Private", "Protect", "ReadOnly", "ReadWrite", "Inaccessible"))]
+    assert "\nStartLimitIntervalSec=0\n" in host.UNIT_TEXT
+
+
 def test_reasons_say_what_differs(tmp_path):
     item = work(tmp_path, actions=("start",))
     assert item.reason().split("; ") == [
