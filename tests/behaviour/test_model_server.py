@@ -53,12 +53,17 @@ def test_the_engine_has_no_network_and_listens_nowhere_else(at: At, plan: Any) -
             if ss -Hlntup | grep -E 'pid=('"$(echo $pids | tr ' ' '|')"'),'; then exit 9; fi
             ss -Hlntup | grep -q sshd
             nsenter -t "$pid" -n ss -Hlx | grep -qF {model["socket"]}
+            # no way out by a neighbour's socket either
+            echo "sockets inside: $(nsenter -t "$pid" -m find /run -type s | xargs)"
+            echo "sockets outside: $(find /run -type s -perm -o+w | xargs)"
             """,
         )
         assert found.rc == 0, found.stdout + found.stderr
         lines = dict(line.split(": ", 1) for line in found.stdout.splitlines())
         assert lines["inside"] == "lo"
         assert len(lines["outside"].split()) > 1  # the same look sees an interface where there is one
+        assert lines["sockets inside"] == model["socket"]
+        assert "/run/systemd/journal/stdout" in lines["sockets outside"].split()
 
 
 def test_only_members_of_the_group_may_connect(at: At, plan: Any) -> None:
