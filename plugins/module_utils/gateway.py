@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ansible_collections.moat.inference.plugins.module_utils.gateway_inputs import (
+    HEADROOM,
     READY,
     GatewayError,
     canonical,
     connections_per_address,
+    connections_per_identity,
     faults,
     normalised,
 )
@@ -112,6 +114,10 @@ def maps(settings: Mapping[str, Any]) -> dict[str, str]:
         "limits.map": (
             "client -> window in ms / requests in it / requests at once / seconds to wait",
             [(c["name"], "/".join(map(str, limits_of(c)))) for c in clients],
+        ),
+        "connections.map": (
+            "client -> connections from one address",
+            [(c["name"], str(connections_per_identity(c))) for c in clients],
         ),
         "models.map": ("first segment of the path -> model", [(m["prefix"][1:], m["name"]) for m in models]),
         "paths.map": (
@@ -231,6 +237,12 @@ def _frontend(settings: Mapping[str, Any]) -> list[str]:
         "http-after-response set-header X-Request-Id %[unique-id]",
         "tcp-request connection track-sc1 src table connections",
         f"tcp-request connection reject if {{ sc_conn_cur(1) gt {connections_per_address(settings['clients'])} }}",
+        "# an identity leaves the others at its address their share, whatever its requests wait for",
+        "tcp-request session set-var(sess.source) src",
+        "tcp-request session set-var(sess.caller) ssl_c_s_dn(cn),concat(@,sess.source)",
+        f"tcp-request session set-var(sess.most) ssl_c_s_dn(cn),map_str_int({DIRECTORY}/connections.map,{HEADROOM})",
+        "tcp-request session track-sc2 var(sess.caller) table callers",
+        "tcp-request session reject if { sc_conn_cur(2),sub(sess.most) gt 0 }",
         "# what the log and the rules below speak of",
         "http-request set-var(txn.method) method",
         "http-request set-var(txn.path) path",
@@ -342,7 +354,10 @@ def _tables(clients: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     for client in clients:
         window = limits_of(client)[0]
         count[window] = count.get(window, 0) + 1
-    tables = [["backend connections", "stick-table type ipv6 size 64k expire 60s store conn_cur"]]
+    tables = [
+        ["backend connections", "stick-table type ipv6 size 64k expire 60s store conn_cur"],
+        ["backend callers", "stick-table type string len 128 size 64k expire 60s store conn_cur"],
+    ]
     for window, entries in sorted(count.items()):
         expire = max(60000, 2 * window)
         tables.append(

@@ -15,7 +15,7 @@ SEGMENT = re.compile(r"/[A-Za-z0-9_-]+([.][A-Za-z0-9_-]+)*")
 ENDPOINT = re.compile(r"(/[A-Za-z0-9_-]+([.][A-Za-z0-9_-]+)*)+")
 SOCKET = re.compile(r"/[A-Za-z0-9_./-]{1,106}")  # sun_path holds 108 bytes with the final zero
 METHOD = re.compile(r"[A-Z]+")
-HEADROOM = 64  # connections an address may hold besides twice what its identities may ask at once
+HEADROOM = 64  # connections an identity may hold at an address besides twice what it may ask at once
 
 
 class GatewayError(ValueError):
@@ -169,10 +169,15 @@ def canonical(address: str) -> str:
     return socket.inet_ntop(family, socket.inet_pton(family, address))
 
 
+def connections_per_identity(client: Mapping[str, Any]) -> int:
+    """Return how many connections an identity may hold from one address."""
+    return HEADROOM + 2 * int(client["limits"]["concurrent"])
+
+
 def connections_per_address(clients: Sequence[Mapping[str, Any]]) -> int:
-    """Return how many connections one address may hold, so that no host can starve the others."""
+    """Return how many connections one address may hold: those of its identities, so that none of them can starve another."""
     sums: dict[str, int] = {}
     for client in clients:
         for address in {canonical(item) for item in client["addresses"]}:
-            sums[address] = sums.get(address, 0) + client["limits"]["concurrent"]
-    return HEADROOM + 2 * max(sums.values(), default=0)
+            sums[address] = sums.get(address, 0) + connections_per_identity(client)
+    return max(sums.values(), default=HEADROOM)

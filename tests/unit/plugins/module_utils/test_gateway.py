@@ -184,9 +184,16 @@ def test_no_model_no_client() -> None:
     assert pairs({item["path"]: item["content"] for item in empty}["/etc/moat/gateway/clients.map"]) == {}
 
 
+def test_an_identity_has_connections_of_its_own_at_an_address() -> None:
+    assert pairs(gateway.maps(SETTINGS)["connections.map"]) == {"portal": "96", "batch": "68"}
+    lines = section(gateway.configuration(gateway_inputs.normalised(SETTINGS)), "frontend gateway")
+    track = lines.index("tcp-request session track-sc2 var(sess.caller) table callers")
+    assert lines[track + 1] == "tcp-request session reject if { sc_conn_cur(2),sub(sess.most) gt 0 }"
+
+
 def test_connections_of_an_address_follow_the_limits_of_all_its_identities() -> None:
     twin = client(name="twin", addresses=["100.110.0.11"])
-    assert gateway_inputs.connections_per_address([SETTINGS["clients"][0], twin]) == 64 + 2 * 32
+    assert gateway_inputs.connections_per_address([SETTINGS["clients"][0], twin]) == 2 * (64 + 2 * 16)
     assert gateway_inputs.connections_per_address([]) == 64
 
 
