@@ -23,7 +23,7 @@ systemctl list-unit-files --no-legend --no-pager
 systemctl list-units --no-legend --no-pager --plain --all --type=service,timer,socket,path |
   awk '$1 !~ /^(systemd-|user|session)/ {print $1, $3}' | sort
 ip -brief address | sort
-nft list ruleset
+nft -s list ruleset
 getent passwd
 getent group
 """
