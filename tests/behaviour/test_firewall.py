@@ -104,6 +104,29 @@ def test_a_refusal_is_counted(at: At, hostvars: dict[str, Data], managed: list[s
     assert int(host.run(count).stdout) > before
 
 
+def test_a_link_address_from_the_segment_is_no_link_address(
+    at: At, hostvars: dict[str, Data], probes: list[str], plan: Any
+) -> None:
+    """An intruder in the gateway's own segment takes the address of a client that may."""
+    gateway = next(name for name in plan.hosts if "gateway" in plan.host(name)["roles"])
+    served = plan.host(gateway)["gateway"]
+    inner, outer = served["clients"][0]["addresses"][0], hostvars[gateway]["moat_address4"]
+    thief = next(
+        name for name in probes if hostvars[name]["moat_address4"].rsplit(".", 1)[0] == outer.rsplit(".", 1)[0]
+    )
+    count = "nft list chain inet moat spoof | sed -n 's/.*counter packets \\([0-9]*\\).*\"deny-spoof-private-link-4\"$/\\1/p'"
+    target = [(outer, served["port"])]
+    before = int(at(gateway).run(count).stdout)
+    assert answering(at(thief), target) == set()
+    assert int(at(gateway).run(count).stdout) == before, "with its own address it is refused by another rule"
+    try:
+        at(thief).run(f"ip address add {inner}/32 dev eth0")
+        assert answering(at(thief), target, f"-s {inner}") == set()
+    finally:
+        at(thief).run(f"ip address del {inner}/32 dev eth0")
+    assert int(at(gateway).run(count).stdout) > before
+
+
 def test_managed_hosts_send_nothing_undeclared(
     at: At, hostvars: dict[str, Data], managed: list[str], probes: list[str]
 ) -> None:
@@ -194,7 +217,7 @@ def test_stop_and_restart_stay_closed_and_touch_no_other_table(
     script = """
 nft add table inet other_test
 nft add chain inet other_test kept
-rules() { nft -s list table inet moat | sed '/set handover/,/}/d' | sha256sum; }
+rules() { for name in input output forward local spoof; do nft -s list chain inet moat "$name"; done | sha256sum; }
 before=$(rules)
 systemctl restart moat-firewall.service && [ "$before" = "$(rules)" ] && echo restarted
 systemctl reload moat-firewall.service && [ "$before" = "$(rules)" ] && echo reloaded

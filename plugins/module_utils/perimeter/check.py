@@ -11,7 +11,9 @@ from ansible_collections.moat.inference.plugins.module_utils.perimeter.faults im
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.inventory import Inventory
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.model import Host, Intent
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.names import (
+    CONNECTOR_SOCKETS,
     DNS_NAME_LENGTH,
+    LINK_SEGMENT,
     client_name,
     model_name,
 )
@@ -19,7 +21,10 @@ from ansible_collections.moat.inference.plugins.module_utils.perimeter.read impo
 
 
 def check_networks(intent: Intent, faults: Faults) -> None:
-    """No address may belong to two networks of the perimeter."""
+    """No address may belong to two networks of the perimeter, and no segment to the name of the link."""
+    if LINK_SEGMENT in intent.segments:
+        path = f"{ROOT}.segments.{LINK_SEGMENT}"
+        faults.add(path, Absent, "is the name of the private link", "write another name")
     named = [
         (f"{ROOT}.segments.{name}.cidr{network.family}", f"segment {name}", network)
         for name, segment in intent.segments.items()
@@ -141,9 +146,13 @@ def check_separation(intent: Intent, faults: Faults) -> None:
 
 
 def check_connectors(intent: Intent, faults: Faults) -> None:
-    """Two connectors of one host cannot listen on one loopback port."""
+    """A connector's socket has the name of its client; two connectors of one host cannot listen on one loopback port."""
     owners: dict[tuple[str, int], str] = {}
     for name, client in intent.clients.items():
+        if name in CONNECTOR_SOCKETS:
+            faults.add(
+                f"{ROOT}.clients.{name}", Absent, "is the name of the connector's own socket", "write another name"
+            )
         for host in client.hosts if client.port is not None else ():
             owner = owners.setdefault((host, client.port or 0), name)
             if owner != name:

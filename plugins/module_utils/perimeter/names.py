@@ -15,6 +15,8 @@ from ansible_collections.moat.inference.plugins.module_utils.perimeter.addresses
 
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # RFC 1123, section 2.1
 LABEL_REMEDY = "write a DNS label (RFC 1123): lower-case letters, digits and inner hyphens, at most 63 characters"
+LINK_SEGMENT = "private-link"  # what the firewall calls the link, whose sources come from its interface only
+CONNECTOR_SOCKETS = ("admin", "master")  # the connector's own, beside the clients'
 RULE_ID_LENGTH = 48
 COMMON_NAME_LENGTH = 64  # ub-common-name, RFC 5280, appendix A.1
 DNS_NAME_LENGTH = 253

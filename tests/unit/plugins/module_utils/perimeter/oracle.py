@@ -193,8 +193,12 @@ def check_firewall(oracle: Oracle, host: str, planned: dict[str, Any]) -> None:
         for name, client in oracle.intent["clients"].items()
         if host in oracle.running[name] and "port" in client
     }
-    (segment,) = planned["firewall"]["segments"]
+    segment, *inner = planned["firewall"]["segments"]
     assert segment["addresses"] == [str(address) for address in oracle.addresses(host)]
+    assert [item["addresses"] for item in inner] == (
+        [[str(address) for address in oracle.links(host)]] if oracle.holds(host) else []
+    )
+    assert all(item["interface"] == planned["private_link"]["interface"] for item in inner)
 
 
 def check_link(oracle: Oracle, host: str, planned: dict[str, Any]) -> None:

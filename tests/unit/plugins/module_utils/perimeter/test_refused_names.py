@@ -107,6 +107,20 @@ REFUSED: Refusals = {
         "no DNS label",
         "such as 'far-away'",
     ),
+    "segment with the name of the link": (
+        {f"{P}.segments.private-link": {"cidr4": "10.150.0.0/24"}},
+        f"{P}.segments.private-link",
+        "",
+        "name of the private link",
+        "write another name",
+    ),
+    "client with the name of a socket": (
+        {f"{P}.clients.admin": {"hosts": "app2", "users": ["a"], "models": ["xray-7b"]}},
+        f"{P}.clients.admin",
+        "",
+        "name of the connector's own socket",
+        "write another name",
+    ),
     "service name that is too long": (
         {f"{P}.services.{'s' * 64}": {"to": ["10.1.1.1"], "protocol": "tcp", "ports": [1], "from": "app1"}},
         f"{P}.services.{'s' * 64}",
