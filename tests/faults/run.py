@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from tests.lab.collection import environment, tool
+from tests.lab.collection import plain, tool
 from tests.lab.shell import ROOT
 
 LAB = ROOT / "inventories" / "lab"
@@ -73,7 +73,7 @@ def play(
     argv = command(name, *arguments, intent=intent, inventory=inventory)
     done = subprocess.run(
         argv,
-        env={**environment(), **(settings or {})},
+        env={**plain(), **(settings or {})},
         cwd=ROOT,
         check=False,
         stdin=subprocess.DEVNULL,
@@ -89,7 +89,7 @@ def begin(intent: dict[str, Any] | None = None, output: Path | None = None) -> s
     target = output.open("wb") if output else subprocess.DEVNULL
     return subprocess.Popen(
         command("moat.inference.site", intent=intent),
-        env=environment(),
+        env=plain(),
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=target,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab import lab, table
-from tests.lab.collection import environment, install, tool
+from tests.lab.collection import environment, install, plain, tool
 from tests.lab.shell import LAB, ROOT, LabError, say
 
 CALLBACKS = Path(__file__).parent / "callbacks"
@@ -32,7 +32,7 @@ def play(name: str, *arguments: str) -> tuple[float, list[dict[str, Any]], str]:
     notes.unlink(missing_ok=True)
     notes.touch()
     settings = {
-        **environment(),
+        **plain(),
         "ANSIBLE_CALLBACK_PLUGINS": str(CALLBACKS),
         "ANSIBLE_CALLBACKS_ENABLED": "moat_count",
         "MOAT_COUNT": str(notes),

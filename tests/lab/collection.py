@@ -22,6 +22,11 @@ def environment() -> dict[str, str]:
     }
 
 
+def plain() -> dict[str, str]:
+    """The same, for output that a program reads: molecule asks for colours."""
+    return {**environment(), "ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"}
+
+
 def tool(program: str, *arguments: str) -> list[str]:
     return [str(VENV / "bin" / program), *arguments]
 

@@ -9,7 +9,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.lab import table
-from tests.lab.collection import environment, tool
+from tests.lab.collection import plain, tool
 from tests.lab.lab import ssh
 from tests.lab.shell import LAB, ROOT, LabError, Step, capture, say, write
 
@@ -66,7 +66,7 @@ def unchanged() -> None:
     command = tool(
         "ansible-playbook", "-i", str(ROOT / "inventories" / "lab"), "moat.inference.site", "--check", "--diff"
     )
-    done = subprocess.run(command, env=environment(), cwd=ROOT, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, env=plain(), cwd=ROOT, check=False, capture_output=True, text=True)
     counts = re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", done.stdout, re.MULTILINE)
     moved = {host: int(count) for host, count in counts if int(count)}
     if done.returncode or moved or not counts:
