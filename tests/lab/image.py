@@ -178,9 +178,19 @@ def ensure(backend: Podman) -> str:
     CACHE.mkdir(parents=True, exist_ok=True)
     if not archive.is_file():
         stage, partial = CACHE / f"stage-{os.getpid()}.tmp", CACHE / f"rootfs-{os.getpid()}.tmp.tar"
+        # where a killed run's root file system is found and removed
+        work = CACHE / f"mmdebstrap-{os.getpid()}.tmp"
+        work.mkdir(mode=0o755)
         _stage(stage)
         with Step("image from Debian's packages") as step:
-            arguments = ["mmdebstrap", "--variant=minbase", "--format=tar", f"--include={','.join(PACKAGES)}"]
+            arguments = [
+                "env",
+                f"TMPDIR={work}",
+                "mmdebstrap",
+                "--variant=minbase",
+                "--format=tar",
+                f"--include={','.join(PACKAGES)}",
+            ]
             arguments += [
                 '--aptopt=APT::Install-Recommends "false"',
                 *(f"--customize-hook={hook}" for hook in hooks(stage)),
@@ -188,6 +198,7 @@ def ensure(backend: Podman) -> str:
             mirror = [os.environ["MOAT_LAB_MIRROR"]] if "MOAT_LAB_MIRROR" in os.environ else []
             step.run(privileged([*arguments, SUITE, str(partial), *mirror]))
         remove_tree(stage)
+        remove_tree(work)
         partial.rename(archive)
     with Step("import of the image into podman") as step:
         step.run(backend.import_image(archive, name()))
