@@ -55,6 +55,8 @@ def build() -> Path:
 def install() -> None:
     """Install the tarball into .lab/collections."""
     with lock(LAB / "install.lock"):
+        for left in LAB.glob("collections-*.tmp"):
+            remove_tree(left)  # of a run that was killed
         tarball = build()
         partial = LAB / f"collections-{os.getpid()}.tmp"
         remove_tree(partial)

@@ -141,7 +141,7 @@ def up(*, with_engine: bool = True) -> None:
     """Bring the lab up; what is there already and is what it should be stays as it is."""
     hosts, backend = table.load(), Podman()
     with lock(CACHE / "lock"):
-        for left in (*CACHE.glob("*.tmp*"), *LAB.glob("*.tmp")):
+        for left in CACHE.glob("*.tmp*"):
             remove_tree(left)  # of a run that was killed
         backend.prepare({})
         name = image.ensure(backend)
