@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -165,11 +166,20 @@ def test_the_log_has_a_line_for_a_request_and_nothing_of_its_content(at: At, loc
 
 
 def test_every_backend_is_up(at: At, local: Local) -> None:
-    shown = at(local.host).run("echo show stat | nc -NU /run/moat-connector/admin.sock | cut -d, -f1,2,18").stdout
-    states = {tuple(line.split(",")[:2]): line.split(",")[2] for line in shown.splitlines() if line.count(",") == 2}
-    for model in local.client["models"]:
-        for backend in model["backends"]:
-            assert states[(f"{local.client['name']}.{model['name']}", backend["name"])] == "UP", shown
+    wanted = {
+        (f"{local.client['name']}.{model['name']}", backend["name"])
+        for model in local.client["models"]
+        for backend in model["backends"]
+    }
+    # one check that failed under load shows as UP 1/2 until the next one
+    for _try in range(5):
+        shown = at(local.host).run("echo show stat | nc -NU /run/moat-connector/admin.sock | cut -d, -f1,2,18").stdout
+        rows = [line.split(",") for line in shown.splitlines() if line.count(",") == 2]
+        up = {(backend, server) for backend, server, state in rows if state == "UP"}
+        if wanted <= up:
+            break
+        time.sleep(2)
+    assert wanted <= up, shown
 
 
 def test_the_workers_have_no_privilege_and_the_control_sockets_are_closed(at: At, local: Local) -> None:
