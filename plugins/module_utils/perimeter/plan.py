@@ -115,8 +115,14 @@ class Planner:
         link = self.intent.link
         if link is not None and "private_link" in self.roles(host.name):
             of_link = [link.network4.text, link.network6.text]
-            inner = {"interface": link.interface, "addresses": texts(host.link), "networks": of_link}
-            segments.append({"name": names.LINK_SEGMENT, **inner})
+            segments.append(
+                {
+                    "name": names.LINK_SEGMENT,
+                    "interface": link.interface,
+                    "addresses": texts(host.link),
+                    "networks": of_link,
+                }
+            )
         return {"segments": segments, "rules": sorted(self._rules(host), key=lambda rule: rule["id"])}
 
     def _rules(self, host: Host) -> Iterable[Data]:
