@@ -153,6 +153,7 @@ def up(*, with_engine: bool = True) -> None:
         backend.prepare(hosts.networks)
         _ssh_config(hosts)
         operator()
+        STATE.mkdir(parents=True, exist_ok=True)
         specs = _specs(hosts, name, engine_at, weights_at)
 
         created: list[str] = []
