@@ -21,7 +21,7 @@ def faults() -> None:
 
 
 def bench() -> None:
-    collection.module("tests.lab.bench", "--assert-counts")
+    collection.module("tests.lab.bench", "--converged", "--assert-counts")
 
 
 def down() -> None:

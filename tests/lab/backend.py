@@ -41,6 +41,9 @@ class Backend(Protocol):
 
     def stop(self, name: str) -> None: ...
 
+    def kill(self, name: str) -> None:
+        """The power is cut."""
+
     def freeze(self, name: str) -> None:
         """The host answers nobody any more, and loses nothing."""
 

@@ -135,6 +135,9 @@ class Podman:
     def stop(self, name: str) -> None:
         capture(podman("stop", PREFIX + name))
 
+    def kill(self, name: str) -> None:
+        capture(podman("kill", PREFIX + name))
+
     def freeze(self, name: str) -> None:
         capture(podman("pause", PREFIX + name))
 
