@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tests.faults import prober, run
 from tests.lab import demo
+from tests.lab.lab import ssh
 from tests.lab.podman import Podman
-from tests.lab.shell import LabError
+from tests.lab.shell import succeeds
 from tests.lab.site import on
 
 REQUESTS, WORKERS, PAUSE = 160, 2, 0.15  # about ten a second: one host alone may serve them within the client's limits
@@ -26,13 +27,6 @@ def load() -> Counter[str]:
     return Counter(line.split()[0] for line in said.splitlines() if line.strip())
 
 
-def answers(host: str) -> bool:
-    try:
-        return on(host, "true", timeout=10).code == 0
-    except (LabError, TimeoutError, OSError):
-        return False
-
-
 def test_a_dead_host_costs_no_request_and_comes_back_closed() -> None:
     backend = Podman()
     watching = prober.Prober()
@@ -43,7 +37,7 @@ def test_a_dead_host_costs_no_request_and_comes_back_closed() -> None:
         statuses = loading.result()
     backend.start("gpu2")
     for _try in range(60):
-        if answers("gpu2"):
+        if succeeds(ssh("gpu2", "true"), timeout=10):
             break
         time.sleep(1)
     ended = run.play()
