@@ -22,7 +22,7 @@ def load() -> Counter[str]:
     options, url = demo.connector()
     request = demo.curl(url, options=options).replace('"max_tokens": 24', '"max_tokens": 2')
     one = f"sleep {PAUSE}; {request} -o /dev/null"
-    script = f"seq {REQUESTS} | xargs -P {WORKERS} -I % sh -c {shlex.quote(one)}"
+    script = f"seq {REQUESTS} | xargs -P {WORKERS} -I @@ sh -c {shlex.quote(one)}"
     said = on(demo.APP, f"sudo -u {demo.USER} {script}", timeout=300).out
     return Counter(line.split()[0] for line in said.splitlines() if line.strip())
 
