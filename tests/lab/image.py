@@ -12,6 +12,17 @@ from tests.lab.podman import Podman
 from tests.lab.setup import venv_python
 from tests.lab.shell import CACHE, LabError, Step, capture, privileged, remove_tree
 
+# What else filters packets on real hosts. None of it runs at boot; the tests of a good neighbour start it.
+NEIGHBOURS = [
+    "podman",
+    "netavark",
+    "runc",
+    "iptables",
+    "busybox-static",
+    "fail2ban",
+    "ufw",
+    "firewalld",
+]
 PACKAGES = [
     "systemd",
     "systemd-sysv",
@@ -44,6 +55,7 @@ PACKAGES = [
     "openssl",
     "ca-certificates",
     "jq",
+    *NEIGHBOURS,
 ]
 # systemd-udevd and the kernel's mounts would act on the machine, which a container shares with its host.
 MASKED = [
@@ -67,6 +79,17 @@ MASKED = [
     "dpkg-db-backup.timer",
     "e2scrub_all.timer",
     "fstrim.timer",
+]
+# Debian enables what it installs.
+DISABLED = [
+    "fail2ban.service",
+    "firewalld.service",
+    "ufw.service",
+    "podman.service",
+    "podman.socket",
+    "podman-auto-update.service",
+    "podman-auto-update.timer",
+    "podman-restart.service",
 ]
 SSHD_UNIT = "[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A\nExecStartPre=/usr/sbin/sshd -t\n"
 SSHD_CONF = (
@@ -115,6 +138,7 @@ def hooks(stage: Path) -> list[str]:
         f'for unit in {links}; do ln -sf /dev/null "$unit"; done',
         f'rm -f "$1"/etc/resolv.conf "$1"/etc/hostname; cp -a --no-preserve=ownership \'{stage}\'/. "$1"/',
         'chroot "$1" systemctl enable -q ssh.service moat-lab-routes.service',
+        f'chroot "$1" systemctl disable -q {" ".join(DISABLED)}',
     ]
 
 
