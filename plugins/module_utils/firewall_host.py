@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,18 +15,27 @@ from ansible_collections.moat.inference.plugins.module_utils.firewall_policy imp
     Policy,
     established,
 )
+from ansible_collections.moat.inference.plugins.module_utils.pending import Pending, Staged, Terms
 from ansible_collections.moat.inference.plugins.module_utils.run import CommandError, Runner
+from ansible_collections.moat.inference.plugins.module_utils.steps import Steps
 
+NAME = "firewall"
+BEFORE, HANDOVER = "before.nft", "handover.nft"
 DIRECTORY = "/etc/moat/firewall"
 RULESET = f"{DIRECTORY}/ruleset.nft"
-CLOSED = f"{DIRECTORY}/closed.nft"
 UNIT = "moat-firewall.service"
 UNIT_PATH = f"/etc/systemd/system/{UNIT}"
 UNIT_PROPERTIES = "ActiveState,UnitFileState,NeedDaemonReload,LoadState"
 OTHERS = ("firewalld.service", "ufw.service", "nftables.service")
-UNIT_TEXT = f"""# Managed by moat.inference.
+# A table that is there stays as it is: at a restart it is the ruleset's, and better than this one.
+MINIMAL = 'nft -t list table {table} >/dev/null 2>&1 || exec nft "$0"'
+LOAD = (
+    'read -r _ _ sum < {path} && test "$sum" = "$(tail -n +2 {path} | sha256sum | cut -d " " -f 1)" && exec nft -f {path};'
+    ' echo "{path} does not load; what filters is the table before it, or the minimal one of the unit" >&2; exit 1'
+)
+UNIT_TEXT = """# Managed by moat.inference.
 [Unit]
-Description=Packet filter of the perimeter (nftables table {nft.TABLE})
+Description=Packet filter of the perimeter (nftables table {table})
 Documentation=man:nft(8)
 DefaultDependencies=no
 After=local-fs.target
@@ -39,10 +48,10 @@ StartLimitIntervalSec=0
 Type=oneshot
 RemainAfterExit=yes
 StandardInput=null
-# Closes a host that has no table yet, and changes nothing on one that has it.
-ExecStartPre=-/usr/sbin/nft -f {CLOSED}
-ExecStart=/usr/sbin/nft -f {RULESET}
-ExecReload=/usr/sbin/nft -f {RULESET}
+# For a host that has no table: closed but for administration. It stands here, so that it needs no other file.
+ExecStartPre=-/bin/sh -c {minimal}
+ExecStart=/bin/sh -c {load}
+ExecReload=/bin/sh -c {load}
 # There is no ExecStop: the table stays when the unit is stopped.
 
 # Nothing that needs a mount namespace: so early at boot, one cannot always be made, and the host would stay without its table.
@@ -109,24 +118,38 @@ class Work:
         return "; ".join(reasons)
 
 
-def desired_files(ruleset: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def quoted(text: str) -> str:
+    """One argument in a line of systemd.service(5): no specifiers, no variables."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"{}"'.format(escaped.replace("%", "%%").replace("$", "$$"))
+
+
+def unit_text(policy: Policy) -> str:
+    """The unit, with the table that a host gets whose ruleset does not load."""
+    load = quoted(LOAD.format(path=RULESET))
+    minimal = f"{quoted(MINIMAL.format(table=nft.TABLE))} {quoted(nft.minimal(policy))}"
+    return UNIT_TEXT.format(table=nft.TABLE, minimal=minimal, load=load)
+
+
+def desired_files(policy: Policy, ruleset: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Directories and files of a host with a ruleset, as the planner of deploy takes them."""
     root = {"owner": "root", "group": "root", "sensitive": False, "validate": []}
     directories = [{**root, "path": "/etc/moat", "mode": "0755"}, {**root, "path": DIRECTORY, "mode": "0700"}]
-    contents = ((CLOSED, nft.closed(), "0600"), (RULESET, ruleset, "0600"), (UNIT_PATH, UNIT_TEXT, "0644"))
+    contents = ((RULESET, nft.with_checksum(ruleset), "0600"), (UNIT_PATH, unit_text(policy), "0644"))
     return directories, [{**root, "path": path, "content": text, "mode": mode} for path, text, mode in contents]
 
 
-def plan_host(ruleset: str, states: Mapping[str, deploy.UnitState]) -> deploy.Plan:
-    """Return what files and unit need; an empty ruleset is one to remove."""
-    directories, wanted = desired_files(ruleset)
-    current = {item["path"]: files.read_state(item["path"]) for item in [*directories, *wanted]}
+def plan_host(policy: Policy | None, ruleset: str, states: Mapping[str, deploy.UnitState]) -> deploy.Plan:
+    """Return what files and unit need; without a policy they go."""
     unit: dict[str, Any] = {"name": UNIT, "on_change": "none", "restart_on": []}
-    if ruleset:
+    if policy is not None:
+        directories, wanted = desired_files(policy, ruleset)
+        current = {item["path"]: files.read_state(item["path"]) for item in [*directories, *wanted]}
         plan = deploy.plan_paths(directories, wanted, [], current)
         unit.update(enabled=True, state="started")
     else:
-        plan = deploy.plan_paths([], [], [item["path"] for item in wanted], current)
+        paths = [RULESET, UNIT_PATH]
+        plan = deploy.plan_paths([], [], paths, {path: files.read_state(path) for path in paths})
         unit.update(enabled=False, state="stopped")
     deploy.plan_units(plan, [unit], states)
     return plan
@@ -153,7 +176,8 @@ class Host:
     def __init__(self, runner: Runner, installed: bool) -> None:
         self._runner = runner
         self.installed = installed
-        self._undo: list[Callable[[], Any]] = []
+        self.steps = Steps(runner)
+        self.pending = Pending(runner, NAME)
 
     def unit_states(self) -> dict[str, deploy.UnitState]:
         """Ask systemd for the own unit and for other firewalls in one call."""
@@ -184,8 +208,7 @@ class Host:
         return str(self._runner.run([*IN_NAMESPACE, LOAD_AND_LIST_TEXT], stdin=ruleset).stdout)
 
     def load(self, transaction: str) -> None:
-        """Have a transaction checked, then carried out as a whole or not at all."""
-        self._runner.run(["nft", "-c", "-f", "-"], stdin=transaction)
+        """Have a transaction carried out as a whole or not at all."""
         self._runner.run(["nft", "-f", "-"], stdin=transaction)
 
     def connections(self) -> list[str]:
@@ -197,75 +220,51 @@ class Host:
                     texts.append(handle.read())
         return texts
 
-    def apply(self, work: Work, policy: Policy | None) -> None:
-        """Kernel, then files, then unit; the connections that are there are handed over when the table is the first one."""
+    def apply(self, work: Work, policy: Policy | None, terms: Terms) -> None:
+        """Carry the work out. Only a change of a table that stays waits for its confirmation."""
         if policy is None:
-            self._units(work.actions, work.states[UNIT])
-            self._kernel(work)
-            self._files(work.paths)
-            self._sweep()
-            return
-        self._kernel(work)
-        self._files(work.paths)
-        self._units(work.actions, work.states[UNIT])
-        if not work.had_table:
-            elements = nft.handover(policy, established(self.connections()))
-            if elements:
-                self.load(elements)
+            self.remove(work)
+        elif work.difference.kind == "none":
+            self.keep(work)
+        else:
+            self.change(work, policy, terms)
 
-    def _sweep(self) -> None:
-        """Remove the directory, with what a killed run left in it."""
-        for path in (RULESET, CLOSED):
-            with suppress(FileNotFoundError):
-                os.unlink(files.candidate_path(path))
+    def keep(self, work: Work) -> None:
+        """Bring files and unit along where the kernel's table is as it shall be: nobody can be locked out."""
+        self.steps.paths(work.paths)
+        self.steps.unit(UNIT, work.actions)
+
+    def change(self, work: Work, policy: Policy, terms: Terms) -> None:
+        """Load the table and leave it waiting to be confirmed; files and unit follow then."""
+        self._runner.run(["nft", "-c", "-f", "-"], stdin=work.transaction)
+        way_back = nft.DELETE + (self.table() or "")
+        self._runner.run(["nft", "-c", "-f", "-"], stdin=way_back)
+        handover = "" if work.had_table else nft.handover(policy, established(self.connections()))
+        self.pending.prepare({BEFORE: way_back, HANDOVER: handover})
+        # the start of the unit loads the table once more, without what was handed over
+        commands = [["nft", "-f", self.pending.path(HANDOVER)]] if handover else []
+        staged = Staged(work.paths, commands)
+        # where what filtered before cannot be loaded again, what boot loads is the next best
+        undo = f"nft -f {self.pending.path(BEFORE)} || systemctl restart {UNIT}"
+        self.pending.arm([["sh", "-c", undo]], staged, terms)
+        try:
+            self.load(work.transaction)
+            if handover:
+                self.load(handover)
+        except CommandError:
+            self.pending.undo()
+            raise
+
+    def remove(self, work: Work) -> None:
+        """Open the host: unit, table and files go."""
+        self.steps.unit(UNIT, work.actions)
+        if work.had_table:
+            before = self.table() or ""
+            self.load(nft.DELETE)
+            self.steps.later(self.load, nft.DELETE + before)
+        self.steps.paths(work.paths)
+        # with what a killed run left in it
+        with suppress(FileNotFoundError):
+            os.unlink(files.candidate_path(RULESET))
         if os.path.isdir(DIRECTORY) and not os.listdir(DIRECTORY):
             os.rmdir(DIRECTORY)
-
-    def _kernel(self, work: Work) -> None:
-        if work.difference.kind == "none":
-            return
-        before = self.table()
-        self.load(work.transaction)
-        self._undo.append(lambda: self.load(nft.DELETE + (before or "")))
-
-    def _files(self, plan: deploy.Plan) -> None:
-        if plan.daemon_reload:
-            # steps are undone in reverse order, so systemd reads the units again once all files are back
-            self._later(self._runner.run, ["systemctl", "daemon-reload"])
-        for change in plan.directories:
-            if change.before.kind == "absent":
-                os.mkdir(change.path, 0o700)
-                self._later(os.rmdir, change.path)
-            else:
-                self._later(files.set_attributes, change.path, change.before)
-            files.set_attributes(change.path, change.after)
-        for change in plan.files:
-            if change.after.kind == "absent":
-                os.unlink(change.path)
-            else:
-                files.write(change.path, change.after)
-            if change.before.kind == "absent":
-                self._later(os.unlink, change.path)
-            else:
-                self._later(files.write, change.path, change.before)
-        if plan.daemon_reload:
-            self._runner.run(["systemctl", "daemon-reload"])
-
-    def _units(self, actions: Sequence[str], before: deploy.UnitState) -> None:
-        opposite = {"enable": "disable", "disable": "enable", "start": "stop", "stop": "start"}
-        for action in actions:
-            self._later(self._runner.run, ["systemctl", opposite[action], "--", UNIT])
-            self._runner.run(["systemctl", action, "--", UNIT])
-
-    def _later(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self._undo.append(lambda: function(*arguments))
-
-    def undo(self) -> list[str]:
-        """Put everything back, newest first, and return what could not be put back."""
-        faults = []
-        for step in reversed(self._undo):
-            try:
-                step()
-            except (OSError, KeyError, CommandError) as error:
-                faults.append(str(error))
-        return faults

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -43,12 +44,38 @@ class Listing:
     elements: dict[str, list[Any]]
 
 
-def closed() -> str:
-    """A ruleset that closes a host without the table and leaves one that is there as it is: all of it exists already."""
-    chains = "".join(
-        f"\tchain {hook} {{\n\t\ttype filter hook {hook} priority filter; policy drop;\n\t}}\n" for hook in HOOKS
-    )
-    return f"{HEAD}# Read before the ruleset, so that a host whose ruleset does not load boots closed.\ntable {TABLE} {{\n{chains}}}\n"
+def minimal(policy: Policy) -> str:
+    """One line for a host that has no other table: closed but for administration, and without counters or logs."""
+
+    def chain(hook: str, lines: Iterable[str]) -> str:
+        inner = "; ".join([f"type filter hook {hook} priority filter", "policy drop", *lines])
+        return f"chain {hook} {{ {inner}; }}"
+
+    tracked = ["ct state established accept", "ct state related meta l4proto { icmp, icmpv6 } accept"]
+    received = [
+        'iifname "lo" accept',
+        *tracked,
+        "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255 accept",
+        f"{_not_segments(policy)}icmpv6 type nd-router-advert ip6 hoplimit 255 accept",
+    ]
+    for rule in policy.of_chain("input"):
+        on = f'iifname "{rule.interface}" ' if rule.interface else ""
+        for version, proto, _kind in FAMILIES:
+            if rule.admin and rule.family(version):
+                peers = f"{proto} saddr {{ {elements(rule, version)} }}"
+                received.append(f"{on}{peers} tcp dport {_values(rule.ports)} accept")
+    sent = [
+        'oifname "lo" accept',
+        *tracked,
+        "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } ip6 hoplimit 255 accept",
+    ]
+    chains = (chain("input", received), chain("forward", []), chain("output", sent))
+    return f"table {TABLE} {{ {' '.join(chains)} }}"
+
+
+def with_checksum(text: str) -> str:
+    """A ruleset as it lies on disk: the unit loads it only when its first line is the SHA-256 of the rest."""
+    return f"# sha256 {hashlib.sha256(text.encode('utf-8')).hexdigest()}\n{text}"
 
 
 def ruleset(policy: Policy) -> str:
@@ -135,6 +162,7 @@ def _tracked(hook: str) -> list[str]:
 
 def _input(policy: Policy) -> Iterable[str]:
     yield _allow("allow-loopback-input", 'iifname "lo"')
+    yield from _drops(policy, "input", "iifname", "saddr")
     # before the tracked flows, or a packet that fits one would pass by any interface
     yield "jump spoof"
     yield from _tracked("input")
@@ -148,6 +176,7 @@ def _input(policy: Policy) -> Iterable[str]:
 
 
 def _forward(policy: Policy) -> Iterable[str]:
+    yield from _drops(policy, "forward", "iifname", "saddr")
     yield "jump spoof"
     yield from _tracked("forward")
     yield from _deny(policy, "deny-invalid-forward", "ct state invalid")
@@ -160,6 +189,7 @@ def _forward(policy: Policy) -> Iterable[str]:
 
 def _output(policy: Policy) -> Iterable[str]:
     yield 'oifname "lo" jump local'
+    yield from _drops(policy, "output", "oifname", "daddr")
     yield from _tracked("output")
     yield _allow(
         "allow-neighbours-output",
@@ -209,6 +239,20 @@ def _spoof(policy: Policy) -> Iterable[str]:
             if networks:
                 match = f'iifname != "{segment.interface}" {proto} saddr {_values(networks)}'
                 yield from _deny(policy, f"deny-spoof-{segment.name}-{version}", match)
+
+
+def _drops(policy: Policy, chain: str, interface: str, address: str) -> Iterable[str]:
+    """What is refused whatever else admits it, tracked flows too."""
+    for rule in policy.of_chain(chain, drop=True):
+        on = f'{interface} "{rule.interface}" ' if rule.interface else ""
+        ports = [f"{rule.protocol} dport {_values(rule.ports)}"]
+        if chain == "forward":
+            ports = [f"meta l4proto {rule.protocol} ct original proto-dst {port}" for port in rule.ports]
+        for version, proto, _kind in FAMILIES:
+            if rule.family(version):
+                for match in ports:
+                    line = f"{on}{proto} {address} @{set_name(rule, version)} {match}"
+                    yield from _described(rule, _deny(policy, rule.id, line))
 
 
 def _accepts(rule: Rule, interface: str, address: str, *ports: str) -> Iterable[str]:

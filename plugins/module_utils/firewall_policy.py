@@ -60,6 +60,8 @@ class Rule:
     listeners: tuple[int, ...] = (0,)
     comment: str = ""
     reason: str = ""
+    admin: bool = False
+    drop: bool = False
 
     def family(self, version: int) -> tuple[Network, ...]:
         """The peers of one IP version."""
@@ -80,9 +82,9 @@ class Policy:
         """The rules that did not come from the plan."""
         return tuple(rule for rule in self.rules if rule.reason)
 
-    def of_chain(self, chain: str) -> tuple[Rule, ...]:
-        """The rules of one chain, in the order given."""
-        return tuple(rule for rule in self.rules if rule.chain == chain)
+    def of_chain(self, chain: str, drop: bool = False) -> tuple[Rule, ...]:
+        """The rules of one chain that admit, or with drop those that refuse, in the order given."""
+        return tuple(rule for rule in self.rules if rule.chain == chain and rule.drop == drop)
 
     def admits(self, source: Address, port: int, interface: str | None) -> bool:
         """Whether a new TCP connection from source would come in; an unknown interface counts as any."""
@@ -91,13 +93,17 @@ class Policy:
         for segment in self.segments:
             if interface not in (None, segment.interface) and any(source in network for network in segment.networks):
                 return False
-        return any(
-            rule.protocol == "tcp"
-            and port in rule.ports
-            and (rule.interface is None or interface is None or rule.interface == interface)
-            and any(source in network for network in rule.peers)
-            for rule in self.of_chain("input")
-        )
+
+        def matches(rule: Rule) -> bool:
+            return (
+                rule.protocol == "tcp"
+                and port in rule.ports
+                and (rule.interface is None or interface is None or rule.interface == interface)
+                and any(source in network for network in rule.peers)
+            )
+
+        refused = any(matches(rule) for rule in self.of_chain("input", drop=True))
+        return not refused and any(matches(rule) for rule in self.of_chain("input"))
 
 
 class Reader:
@@ -202,10 +208,30 @@ class Reader:
         listeners = self._listeners(f"{key}.listeners", chain, item.get("listeners") or [])
         self._check_who(key, chain, item.get("peers4") or item.get("peers6"), users)
         interface = self._interface(key, chain, item)
+        admin, drop = bool(item.get("admin")), item.get("verdict") == "drop"
+        if admin and (chain != "input" or item["protocol"] != "tcp"):
+            self.fault(f"{key}.admin", "is for TCP rules of chain input, by which the operator comes; take it out")
+        if drop and chain == "local":
+            self.fault(
+                f"{key}.verdict", "drop is for the chains input, output and forward; a local port is closed by its rule"
+            )
         if len(self.faults) > before:
             return None
         comment = " ".join(str(item.get("comment") or "").split())
-        return Rule(rule_id, chain, item["protocol"], ports, tuple(peers), interface, uids, listeners, comment, reason)
+        return Rule(
+            rule_id,
+            chain,
+            item["protocol"],
+            ports,
+            tuple(peers),
+            interface,
+            uids,
+            listeners,
+            comment,
+            reason,
+            admin,
+            drop,
+        )
 
     def _check_who(self, key: str, chain: str, peers: Any, users: Any) -> None:
         if not peers and not users:
@@ -281,6 +307,12 @@ def read_policy(
     if not accept_missing_users:
         for name, key in reader.missing_users.items():
             reader.fault(key, f"this host has no user {name!r}; create the user first or take the name out")
+    if not reader.faults and not any(rule is not None and rule.admin for _key, rule in found):
+        reader.fault(
+            "rules",
+            "no rule is marked as the operator's, so nobody could reach the host after a boot whose ruleset does not load;"
+            " add admin: true to the rule for administration",
+        )
     log_rate = str(options["log_rate"])
     if not LOG_RATE.fullmatch(log_rate):
         reader.fault("log_rate", f"{log_rate!r} is no rate; write one such as 10/minute")

@@ -56,6 +56,10 @@ options:
         type: list
         elements: str
       comment: {description: What the rule is for., type: str}
+      admin:
+        description: Whether the operator comes by it. Only such rules are in the table of a host whose ruleset does not load; one is needed.
+        type: bool
+        default: false
   extra_rules:
     description:
       - Rules that the plan cannot express. Their ids begin with C(extra-), and each is named in a warning on every run.
@@ -74,6 +78,12 @@ options:
       users: {description: As in O(rules)., type: list, elements: str}
       listeners: {description: As in O(rules)., type: list, elements: str}
       comment: {description: As in O(rules)., type: str}
+      admin: {description: As in O(rules)., type: bool, default: false}
+      verdict:
+        description: Whether the rule admits, or refuses whatever else admits it, connections that are there as well.
+        type: str
+        choices: [accept, drop]
+        default: accept
       reason: {description: Why the plan cannot say this., type: str, required: true}
   interfaces:
     description: Name of the interface that has each address, as M(moat.inference.preflight) returns it.
@@ -83,8 +93,24 @@ options:
     description: How often each deny is logged at most. Counting and refusing have no limit.
     type: str
     default: 10/minute
+  check_connection:
+    description:
+      - Whether a ruleset that does not admit the SSH connection which the module runs over is refused before anything is touched. With
+        V(false) it is left to the confirmation, for a network whose next connection comes another way.
+    type: bool
+    default: true
+  confirm_timeout:
+    description: Seconds until a change of the table that was not confirmed over a new connection is taken back, 5 to 600.
+    type: int
+    default: 45
+  confirm_token:
+    description: Name of this change, made by the action plugin.
+    type: str
+    default: ""
 notes:
-  - A ruleset that does not admit the SSH connection which the module runs over is refused before anything is touched.
+  - A change of the table is confirmed over a new connection before it is kept. Armed before it is applied, a timer of the host takes back
+    what is not confirmed in time, the task fails with RV(rolled_back), and a next run begins from the state before. The files that boot
+    loads are written only then, so a host that restarts meanwhile has its last confirmed state.
 author:
   - moat.inference contributors (@moat-inference)
 attributes:
@@ -102,12 +128,12 @@ EXAMPLES = r"""
 - name: Admit administration and nothing else
   moat.inference.firewall:
     rules:
-      - {id: in-admin-ssh, chain: input, protocol: tcp, ports: [22], peers4: [10.90.0.0/28], peers6: ["fd00:90::/124"]}
+      - {id: in-admin-ssh, chain: input, protocol: tcp, ports: [22], peers4: [10.90.0.0/28], peers6: ["fd00:90::/124"], admin: true}
 
 - name: Let one local user connect to a port on loopback
   moat.inference.firewall:
     rules:
-      - {id: in-admin-ssh, chain: input, protocol: tcp, ports: [22], peers4: [10.90.0.0/28]}
+      - {id: in-admin-ssh, chain: input, protocol: tcp, ports: [22], peers4: [10.90.0.0/28], admin: true}
       - {id: local-connector-batch, chain: local, protocol: tcp, ports: [8081], users: [batch]}
 """
 
@@ -137,9 +163,16 @@ unit_actions:
   type: list
   elements: str
   returned: always
+confirmed:
+  description: Whether the change of the table was confirmed over a new connection.
+  type: bool
+  returned: when the table was changed
+rolled_back:
+  description: Whether the host has taken the change back.
+  type: bool
+  returned: when the change was not confirmed
 """
 
-import os
 import pwd
 from collections.abc import Mapping
 
@@ -150,11 +183,17 @@ from ansible_collections.moat.inference.plugins.module_utils import (
     firewall_policy as policies,
 )
 from ansible_collections.moat.inference.plugins.module_utils.firewall_host import (
+    NAME,
     RULESET,
     Host,
     Work,
     conflicts,
     plan_host,
+)
+from ansible_collections.moat.inference.plugins.module_utils.pending import (
+    ssh_connection,
+    terms_of,
+    timeout_fault,
 )
 from ansible_collections.moat.inference.plugins.module_utils.run import (
     CommandError,
@@ -170,38 +209,19 @@ def uid_of(name: str) -> int | None:
         return None
 
 
-def ssh_connection() -> str:
-    """SSH_CONNECTION of this process or of the nearest one above it that has it: sudo(8) takes it out of the environment."""
-    if os.environ.get("SSH_CONNECTION"):
-        return os.environ["SSH_CONNECTION"]
-    process = os.getppid()
-    while process > 1:
-        try:
-            with open(f"/proc/{process}/environ", "rb") as handle:
-                variables = handle.read().split(b"\0")
-            with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as handle:
-                process = int(handle.read().rpartition(")")[2].split()[1])
-        except (OSError, ValueError, IndexError):
-            return ""
-        for variable in variables:
-            if variable.startswith(b"SSH_CONNECTION="):
-                return variable.partition(b"=")[2].decode("ascii", "replace")
-    return ""
-
-
-def lock_out(policy: policies.Policy, connection: str, interfaces: Mapping[str, str]) -> str:
-    """Say why the ruleset would cut off the connection that this run comes over; empty when it would not."""
+def lock_out(policy: policies.Policy, connection: str, interfaces: Mapping[str, str]) -> list[str]:
+    """Say why the ruleset would cut off the connection that this run comes over; nothing when it would not."""
     ends = policies.read_connection(connection)
     if ends is None:
-        return ""
+        return []
     source, port, server = ends
     if policy.admits(source, port, interfaces.get(str(server))):
-        return ""
-    return (
+        return []
+    return [
         f"this ruleset would lock you out: no input rule admits {source} to TCP port {port}, which this run comes from and over."
         " Nothing was touched. Admit that address for administration (in an intent moat_perimeter.admin.from), or run from one"
-        " that is admitted."
-    )
+        " that is admitted. Where the next connection comes another way, check_connection: false leaves it to the confirmation."
+    ]
 
 
 def read_text(path: str) -> str:
@@ -218,22 +238,23 @@ def plan(
     live = host.live()
     if params["state"] == "absent":
         kind = "none" if live is None else "table"
-        work = Work(nft.Difference(kind), plan_host("", states), states, live is not None, "", nft.DELETE)
+        work = Work(nft.Difference(kind), plan_host(None, "", states), states, live is not None, "", nft.DELETE)
         return None, work, show(host, work, "")
     try:
         policy = policies.read_policy(params, uid_of, accept_missing_users=module.check_mode)
     except policies.PolicyError as error:
         module.fail_json(msg=str(error), faults=error.faults)
     faults = conflicts(states, read_text("/etc/ufw/ufw.conf"))
-    locked = lock_out(policy, ssh_connection(), params["interfaces"])
-    if faults or locked:
-        module.fail_json(msg="; ".join([*faults, *([locked] if locked else [])]))
+    if params["check_connection"]:
+        faults += lock_out(policy, ssh_connection(), params["interfaces"])
+    if faults:
+        module.fail_json(msg="; ".join(faults))
     ruleset = nft.ruleset(policy)
     if not host.installed and not module.check_mode:
         module.fail_json(msg="nft is not installed; install the package nftables")
     difference = nft.compare(live, host.candidate(ruleset)) if host.installed else nft.Difference("table")
     transaction = nft.elements_change(policy, difference.sets) if difference.kind == "elements" else ruleset
-    work = Work(difference, plan_host(ruleset, states), states, live is not None, ruleset, transaction)
+    work = Work(difference, plan_host(policy, ruleset, states), states, live is not None, ruleset, transaction)
     return policy, work, show(host, work, host.candidate_text(ruleset) if host.installed and work.changed else ruleset)
 
 
@@ -275,6 +296,12 @@ def main() -> None:
         "users": words,
         "listeners": words,
         "comment": {"type": "str"},
+        "admin": {"type": "bool", "default": False},
+    }
+    extra = {
+        **rule,
+        "reason": {"type": "str", "required": True},
+        "verdict": {"type": "str", "choices": ["accept", "drop"], "default": "accept"},
     }
     segment = {
         "name": {"type": "str", "required": True},
@@ -288,40 +315,53 @@ def main() -> None:
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "segments": {**items, "options": segment},
             "rules": {**items, "options": rule},
-            "extra_rules": {**items, "options": {**rule, "reason": {"type": "str", "required": True}}},
+            "extra_rules": {**items, "options": extra},
             "interfaces": {"type": "dict", "default": {}},
             "log_rate": {"type": "str", "default": "10/minute"},
+            "check_connection": {"type": "bool", "default": True},
+            "confirm_timeout": {"type": "int", "default": 45},
+            "confirm_token": {"type": "str", "default": "", "no_log": False},
         },
         supports_check_mode=True,
     )
+    fault = timeout_fault(module.params["confirm_timeout"])
+    if fault:
+        module.fail_json(msg=fault)
     host = Host(Runner(module), bool(module.get_bin_path("nft")))
     try:
+        if host.pending.waits:
+            module.warn("a change of the firewall waits that was never confirmed; it is taken back first")
+            if not module.check_mode:
+                host.pending.recover()
         policy, work, diff = plan(module, host, host.unit_states())
-    except CommandError as error:
+    except (OSError, CommandError) as error:
         module.fail_json(msg=f"{error}. Nothing was touched.")
     faults = misplaced(work)
     if faults:
         module.fail_json(msg="; ".join(faults))
-    extra = policy.extra if policy else ()
-    for item in extra:
+    extra_rules = policy.extra if policy else ()
+    for item in extra_rules:
         module.warn(f"firewall rule {item.id} is not of the plan; its reason: {item.reason}")
     for name in policy.missing_users if policy else ():
         module.warn(f"this host has no user {name} yet; the firewall is refused until it has")
+    terms = terms_of(module.params)
     if work.changed and not module.check_mode:
         try:
-            host.apply(work, policy)
+            host.apply(work, policy, terms)
         except (OSError, KeyError, CommandError) as error:
-            left = host.undo()
+            left = host.steps.undo()
             outcome = "but not completely: {}".format("; ".join(left)) if left else "completely"
             module.fail_json(msg=f"{error}. The previous state was restored {outcome}.")
+    waiting = {"pending": terms.report(NAME)} if host.pending.waits and not module.check_mode else {}
     module.exit_json(
         changed=work.changed,
         diff=diff,
         reason=work.reason(),
         action={"table": "load" if work.ruleset else "delete"}.get(work.difference.kind, work.difference.kind),
-        extra=[{"id": item.id, "reason": item.reason} for item in extra],
+        extra=[{"id": item.id, "reason": item.reason} for item in extra_rules],
         changed_files=[change.path for change in work.paths.files],
         unit_actions=list(work.actions),
+        **waiting,
     )
 
 
