@@ -16,9 +16,11 @@ BOOTED = deploy.UnitState("inactive", "enabled", False)
 BOTH = deploy.UnitState("active", "enabled", False)
 
 
-def judge(ufw="", **units):
+def judge(configuration="", **units):
     """The faults of a host whose units are as given and otherwise not installed."""
-    return conflicts.conflicts({name: units.get(name.split(".")[0], MISSING) for name in conflicts.OTHERS}, ufw)
+    return conflicts.conflicts(
+        {name: units.get(name.split(".")[0], MISSING) for name in conflicts.OTHERS}, configuration
+    )
 
 
 @pytest.mark.parametrize(
