@@ -38,5 +38,19 @@ def close(bridges: list[str], silent: list[str]) -> None:
         capture(privileged(["sysctl", "-q", "-w", f"net.ipv6.conf.{bridge}.disable_ipv6=1"]), check=False)
 
 
+def hold(host: str, addresses: list[str]) -> None:
+    """Take no frame from a host that starts: a container has its interfaces before its first program runs, a machine has not."""
+    table, frames = f"table bridge {TABLE}_{host}", ", ".join(addresses)
+    chain = f"chain starts {{\ntype filter hook prerouting priority -400\nether saddr {{ {frames} }} counter drop\n}}"
+    capture(privileged(["nft", "-f", "-"]), data=f"{table}\ndelete {table}\n{table} {{\n{chain}\n}}\n".encode())
+
+
+def release(host: str) -> None:
+    capture(privileged(["nft", "delete", "table", "bridge", f"{TABLE}_{host}"]))
+
+
 def open_again() -> None:
     capture(privileged(["nft", "delete", "table", "inet", TABLE]), check=False)
+    for line in capture(privileged(["nft", "list", "tables", "bridge"]), check=False).splitlines():
+        if line.split()[-1].startswith(f"{TABLE}_"):
+            capture(privileged(["nft", "delete", *line.split()]), check=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.lab import engine, fence, image, setup, table, weights
 from tests.lab.backend import File, Spec
-from tests.lab.podman import Podman
+from tests.lab.podman import INIT, INIT_SCRIPT, Podman
 from tests.lab.shell import CACHE, LAB, LabError, Step, capture, lock, remove_tree, say, succeeds, write
 
 SSH, STATE = LAB / "ssh", LAB / "state"
@@ -75,9 +75,26 @@ def _ssh_config(hosts: table.Table) -> None:
     write(SSH / "config", "\n".join(lines) + "\n")
 
 
-def _start_script(host: table.Host) -> bytes:
-    """What a host does at boot: it finds the other segments through the router, which forwards everything."""
+# What the network does at boot belongs behind the packet filter and before what needs a network, as with any host.
+BOOT_ORDER = """[Unit]
+DefaultDependencies=no
+Wants=network.target
+After=local-fs.target network-pre.target
+Before=network.target shutdown.target
+Conflicts=shutdown.target
+"""
+
+
+def _start_script(host: table.Host, networks: dict[str, table.Network]) -> bytes:
+    """What a host does at boot: its interfaces come up, and it finds the other segments through the router, which forwards everything."""
     lines = ["#!/bin/sh", "set -eu"]
+    for number, interface in enumerate(host.interfaces):
+        four, six = interface.prefixed(networks[interface.network])
+        lines += [
+            f"ip link set eth{number} up",
+            f"ip address replace {four} dev eth{number}",
+            f"ip address replace {six} dev eth{number} nodad",
+        ]
     if host.router:
         lines += ["sysctl -q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"]
     if host.gateway4 and host.gateway6:
@@ -103,7 +120,9 @@ def _specs(hosts: table.Table, image_name: str, engine_at: Path | None, weights_
     for host in hosts.hosts.values():
         files = [
             File("/root/.ssh/authorized_keys", f"{key}\n".encode(), 0o600),
-            File("/etc/moat-lab/start", _start_script(host), 0o755),
+            File(INIT, INIT_SCRIPT.encode(), 0o755),
+            File("/etc/moat-lab/start", _start_script(host, hosts.networks), 0o755),
+            File("/etc/systemd/system/moat-lab-routes.service.d/network.conf", BOOT_ORDER.encode()),
             File(
                 "/etc/hosts",
                 f"127.0.0.1 localhost\n127.0.1.1 {host.name}\n::1 localhost ip6-localhost ip6-loopback\n".encode(),

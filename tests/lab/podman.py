@@ -11,6 +11,7 @@ import tarfile
 import time
 from pathlib import Path
 
+from tests.lab import fence, table
 from tests.lab.backend import File, Spec
 from tests.lab.shell import LAB, LabError, capture, privileged, say, succeeds, write
 from tests.lab.table import Network
@@ -19,6 +20,14 @@ PREFIX = "moat-lab-"
 LABEL = "moat.lab.digest"
 INOTIFY = {"fs/inotify/max_user_instances": 1024, "fs/inotify/max_user_watches": 65536}
 CONF = LAB / "containers.conf"
+# The first program of a host: it takes the interfaces down that a container has from its start, and waits until what they sent is past.
+INIT, DOWN, GO = "/etc/moat-lab/init", "/run/moat-lab.down", "/run/moat-lab.go"
+INIT_SCRIPT = f"""#!/bin/sh
+for interface in /sys/class/net/eth*; do ip link set "${{interface##*/}}" down; done
+touch {DOWN}
+for _ in $(seq 100); do [ ! -e {GO} ] || break; sleep 0.1; done
+exec /lib/systemd/systemd
+"""
 
 
 def containers_conf() -> str:
@@ -122,7 +131,7 @@ class Podman:
             f"--hostname={spec.host.name}",
             f"--label={LABEL}={spec.digest}",
         ]
-        capture(podman("create", *options, *networks, *mounts, spec.image))
+        capture(podman("create", *options, *networks, *mounts, spec.image, INIT))
         self.put(spec.host.name, spec.files)
 
     def put(self, name: str, files: tuple[File, ...]) -> None:
@@ -130,7 +139,22 @@ class Podman:
             capture(podman("cp", "-", f"{PREFIX}{name}:/"), data=_tar(files))
 
     def start(self, name: str) -> None:
-        capture(podman("start", PREFIX + name))
+        """Its interfaces come up by its own boot only: nothing that was there before leaves it, see INIT_SCRIPT."""
+        fence.hold(name, [hardware_address(item.address4) for item in table.load().hosts[name].interfaces])
+        try:
+            capture(podman("start", PREFIX + name))
+            capture(
+                podman(
+                    "exec",
+                    PREFIX + name,
+                    "sh",
+                    "-c",
+                    f"for _ in $(seq 100); do [ ! -e {DOWN} ] || exit 0; sleep 0.1; done; exit 1",
+                )
+            )
+        finally:
+            fence.release(name)
+        capture(podman("exec", PREFIX + name, "touch", GO))
 
     def stop(self, name: str) -> None:
         capture(podman("stop", PREFIX + name))

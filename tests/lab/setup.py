@@ -20,6 +20,7 @@ PROGRAMS = {
     "ssh": "openssh-client",
     "openssl": "openssl",
     "shellcheck": "shellcheck",
+    "tcpdump": "tcpdump",
 }
 SEARCH = ("/usr/sbin", "/sbin", "/usr/lib/podman", "/usr/libexec/podman")
 REQUIREMENTS = ROOT / "requirements-dev.txt"
