@@ -6,9 +6,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from ipaddress import collapse_addresses
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from ansible_collections.moat.inference.plugins.module_utils.firewall_policy import (
@@ -21,10 +23,18 @@ TABLE = "inet moat"
 FAMILIES = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
 HOOKS = ("input", "forward", "output")
 HANDOVER = "handover"
+# a rule of the text: what it matches, its counter, its verdict, its comment
+COUNTED = re.compile(r'^(\t\t.*\bcounter)( .* comment "([^"]+)")$')
+CHAIN = re.compile(r"\tchain (\S+) \{")
+REFERENCE = re.compile(r"@([\w-]+)")
 TRANSIENT = re.compile(r"(\ttimeout \S+\n)\t\telements = \{[^}]*\}\n")
 # destroy would say it in one line, but nft 1.0.6 does not know it
 DELETE = f"table {TABLE}\ndelete table {TABLE}\n"
 HEAD = "# Managed by moat.inference.\n"
+
+
+# chain, comment, sets that it looks into, position among those that have all this in common
+CounterKey = tuple[str, str, tuple[str, ...], int]
 
 
 @dataclass(frozen=True)
@@ -37,11 +47,12 @@ class Difference:
 
 @dataclass
 class Listing:
-    """A table as the kernel lists it, without handles, counters and what expires by itself."""
+    """A table as the kernel lists it, without handles and what expires by itself. Counters are kept apart."""
 
     objects: dict[tuple[str, str], Any]
     rules: dict[str, list[Any]]
     elements: dict[str, list[Any]]
+    counters: dict[CounterKey, tuple[int, int]] = field(default_factory=dict)
 
 
 def minimal(policy: Policy) -> str:
@@ -80,6 +91,15 @@ def with_checksum(text: str) -> str:
 
 def ruleset(policy: Policy) -> str:
     """The whole ruleset, one transaction."""
+    return _ruleset(policy, True)
+
+
+def candidate(policy: Policy) -> str:
+    """The ruleset to compare with, but for the members of sets; complete() adds them, in no time at any size."""
+    return _ruleset(policy, False)
+
+
+def _ruleset(policy: Policy, members: bool) -> str:
     chains = [
         _chain("input", _input(policy)),
         _chain("forward", _forward(policy)),
@@ -87,7 +107,7 @@ def ruleset(policy: Policy) -> str:
         _chain("local", _local(policy)),
         _chain("spoof", _spoof(policy)),
     ]
-    return f"{HEAD}{DELETE}table {TABLE} {{\n" + "\n".join([*_sets(policy), *chains]) + "}\n"
+    return f"{HEAD}{DELETE}table {TABLE} {{\n" + "\n".join([*_sets(policy, members), *chains]) + "}\n"
 
 
 def set_name(rule: Rule, version: int) -> str:
@@ -95,22 +115,65 @@ def set_name(rule: Rule, version: int) -> str:
     return f"{rule.id}_{version}"
 
 
-def elements(rule: Rule, version: int) -> str:
+def elements(rule: Rule, version: int) -> list[str]:
     """The elements of a rule's set, in the language of nft."""
-    networks: Iterable[Any] = collapse_addresses(rule.family(version))
-    return ", ".join(str(network) for network in networks)
+    singles = rule.hosts(version)
+    if singles:
+        return list(singles)
+    texts, last = [], -1
+    for network in sorted(rule.family(version), key=lambda item: (int(item.network_address), item.prefixlen)):
+        # what lies in the network before it says nothing new
+        if int(network.broadcast_address) > last:
+            last = int(network.broadcast_address)
+            texts.append(str(network))
+    return texts
 
 
-def elements_change(policy: Policy, names: Sequence[str]) -> str:
-    """One transaction that gives the named sets their elements; elements that the kernel merged cannot be deleted singly."""
+def elements_change(policy: Policy, names: Sequence[str], live: Listing | None = None) -> str:
+    """One transaction that gives the named sets their elements.
+
+    What differs from live is added and deleted in a set of single hosts. The elements of any other set are replaced, since those
+    that the kernel merged cannot be deleted singly.
+    """
     lines = []
     for rule in policy.rules:
         for version, _proto, _type in FAMILIES:
             name = set_name(rule, version)
-            if name in names:
-                lines.append(f"flush set {TABLE} {name}\n")
-                lines.append(f"add element {TABLE} {name} {{ {elements(rule, version)} }}\n")
+            if name not in names:
+                continue
+            before = live.elements.get(name, []) if live else []
+            after = rule.hosts(version)
+            if before and after and all(isinstance(member, str) for member in before):
+                lines += [
+                    _element("delete", name, sorted(set(before).difference(after))),
+                    _element("add", name, sorted(set(after).difference(before))),
+                ]
+            else:
+                lines += [f"flush set {TABLE} {name}\n", _element("add", name, elements(rule, version))]
     return "".join(lines)
+
+
+def elements_undo(live: Listing, names: Sequence[str]) -> str:
+    """One transaction that gives the named sets back the elements of live."""
+    lines = []
+    for name in names:
+        lines += [f"flush set {TABLE} {name}\n", _element("add", name, [_member(item) for item in live.elements[name]])]
+    return "".join(lines)
+
+
+def _element(verb: str, name: str, members: Sequence[str]) -> str:
+    return f"{verb} element {TABLE} {name} {{ {', '.join(members)} }}\n" if members else ""
+
+
+def _member(item: Any) -> str:
+    """An element of the JSON listing in the language of nft."""
+    if not isinstance(item, dict):
+        return str(item)
+    if "elem" in item:
+        return _member(item["elem"]["val"])
+    if "prefix" in item:
+        return f"{item['prefix']['addr']}/{item['prefix']['len']}"
+    return "-".join(_member(end) for end in item["range"])
 
 
 def handover(policy: Policy, connections: Iterable[tuple[Address, int, Address, int]]) -> str:
@@ -122,14 +185,15 @@ def handover(policy: Policy, connections: Iterable[tuple[Address, int, Address, 
     return "".join(sorted(set(lines)))
 
 
-def _sets(policy: Policy) -> Iterable[str]:
+def _sets(policy: Policy, members: bool) -> Iterable[str]:
     for rule in policy.rules:
         for version, _proto, kind in FAMILIES:
-            if rule.family(version):
-                yield (
-                    f"\tset {set_name(rule, version)} {{\n\t\ttype {kind}\n\t\tflags interval\n\t\tauto-merge\n"
-                    f"\t\telements = {{ {elements(rule, version)} }}\n\t}}\n"
-                )
+            if not rule.family(version):
+                continue
+            # a set of single hosts is a hash table in the kernel, which is built and listed in half the time
+            flags = "" if rule.hosts(version) else "\t\tflags interval\n\t\tauto-merge\n"
+            inside = f"\t\telements = {{ {', '.join(elements(rule, version))} }}\n" if members else ""
+            yield f"\tset {set_name(rule, version)} {{\n\t\ttype {kind}\n{flags}{inside}\t}}\n"
     for version, _proto, kind in FAMILIES:
         yield f"\tset {HANDOVER}_{version} {{\n\t\ttype {kind} . inet_service\n\t\tflags timeout\n\t\ttimeout 5m\n\t}}\n"
 
@@ -290,22 +354,59 @@ def without_transient(text: str) -> str:
 
 
 def parse_listing(text: str) -> Listing:
-    """Parse `nft -s -j list table` (libnftables-json(5))."""
+    """Parse `nft -j list table` (libnftables-json(5)); with -s there are no counters."""
     listing = Listing({}, {}, {})
+    seen: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
     for item in json.loads(text)["nftables"]:
         (kind, value), *_rest = item.items()
         if kind == "metainfo":
             continue
-        value = _without_state(value)
         if kind == "rule":
-            listing.rules.setdefault(value["chain"], []).append(value)
+            _count(listing, seen, value)
+            listing.rules.setdefault(value["chain"], []).append(_without_state(value))
             continue
+        # the members of a set are many, and have no state unless they are more than a value
+        members = value.pop("elem", [])
+        value = _without_state(value)
         if kind in ("set", "map"):
-            members = value.pop("elem", [])
             # an element of a set with a timeout leaves by itself
-            listing.elements[value["name"]] = [] if "timeout" in value else members
+            listing.elements[value["name"]] = (
+                [] if "timeout" in value else [m if isinstance(m, str) else _without_state(m) for m in members]
+            )
         listing.objects[kind, value["name"]] = value
     return listing
+
+
+def _count(listing: Listing, seen: Counter[tuple[str, str, tuple[str, ...]]], rule: Any) -> None:
+    """Keep a rule's counter under what it is known by in a text, too."""
+    counter = next((part["counter"] for part in rule["expr"] if isinstance(part.get("counter"), dict)), None)
+    if counter is None or not rule.get("comment"):
+        return
+    texts = (str(part["match"].get("right")) for part in rule["expr"] if isinstance(part.get("match"), dict))
+    key = (str(rule["chain"]), str(rule["comment"]), tuple(text[1:] for text in texts if text.startswith("@")))
+    listing.counters[(*key, seen[key])] = (int(counter.get("packets", 0)), int(counter.get("bytes", 0)))
+    seen[key] += 1
+
+
+def carry_counters(text: str, live: Listing | None) -> str:
+    """Return a ruleset with the present values of the counters of rules that stay."""
+    if live is None or not live.counters:
+        return text
+    seen: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
+    chain = ""
+    lines = text.split("\n")
+    for index, line in enumerate(lines):
+        head = CHAIN.match(line)
+        if head:
+            chain = head.group(1)
+        counted = COUNTED.match(line) if chain else None
+        if counted:
+            match, rest, comment = counted.groups()
+            key = (chain, comment, tuple(REFERENCE.findall(match)))
+            packets, size = live.counters.get((*key, seen[key]), (0, 0))
+            seen[key] += 1
+            lines[index] = f"{match} packets {packets} bytes {size}{rest}"
+    return "\n".join(lines)
 
 
 def _without_state(value: Any) -> Any:
@@ -318,9 +419,55 @@ def _without_state(value: Any) -> Any:
     return [_without_state(inner) for inner in value] if isinstance(value, list) else value
 
 
+def complete(listing: Listing, policy: Policy) -> Listing:
+    """Return the listing of candidate() with the members of sets."""
+    members: dict[str, list[Any]] = {
+        set_name(rule, version): elements(rule, version)
+        for rule in policy.rules
+        for version, _proto, _kind in FAMILIES
+        if rule.family(version)
+    }
+    return replace(listing, elements={**listing.elements, **members})
+
+
 def compare(live: Listing | None, candidate: Listing) -> Difference:
     """Return what has to be loaded to make live into candidate."""
     if live is None or live.objects != candidate.objects or live.rules != candidate.rules:
         return Difference("table")
-    names = tuple(sorted(name for name, members in candidate.elements.items() if live.elements[name] != members))
+    names = tuple(sorted(name for name, members in candidate.elements.items() if _differ(live.elements[name], members)))
     return Difference("elements", names) if names else Difference("none")
+
+
+def _differ(live: list[Any], members: list[Any]) -> bool:
+    """Whether two sets have other members; how they are cut up and their order say nothing."""
+    if live == members:
+        return False
+    ranges = _ranges(live)
+    return ranges is None or ranges != _ranges(members)
+
+
+def _ranges(members: Iterable[Any]) -> list[list[int]] | None:
+    """First and last address of what members make up together; None when one is more than addresses."""
+    try:
+        pairs = sorted(_range(member) for member in members)
+    except (ValueError, KeyError, TypeError):
+        return None
+    merged: list[list[int]] = []
+    for first, last in pairs:
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1][1] = max(merged[-1][1], last)
+        else:
+            merged.append([first, last])
+    return merged
+
+
+def _range(member: Any) -> tuple[int, int]:
+    if isinstance(member, dict) and "range" in member:
+        first, last = member["range"]
+        return int(ip_address(first)), int(ip_address(last))
+    text = _member(member) if isinstance(member, dict) and "prefix" in member else member
+    if "/" not in text:
+        number = int.from_bytes(socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text), "big")
+        return number, number
+    network = ip_network(text)
+    return int(network.network_address), int(network.broadcast_address)

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import re
+import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -37,6 +39,39 @@ class PolicyError(Exception):
         super().__init__("; ".join(self.faults))
 
 
+class Networks:
+    """Networks to look addresses up in, however many there are."""
+
+    def __init__(self, members: Mapping[tuple[int, int], Iterable[int]]) -> None:
+        # version and length of the host part -> the network parts
+        self._members = {key: set(values) for key, values in members.items()}
+
+    @classmethod
+    def of(cls, networks: Iterable[Network]) -> Networks:
+        """Read from networks."""
+        members: dict[tuple[int, int], list[int]] = {}
+        for network in networks:
+            bits = network.max_prefixlen - network.prefixlen
+            members.setdefault((network.version, bits), []).append(int(network.network_address) >> bits)
+        return cls(members)
+
+    def __contains__(self, address: Address) -> bool:
+        number = int(address)
+        return any(
+            version == address.version and number >> bits in members
+            for (version, bits), members in self._members.items()
+        )
+
+    def plain(self) -> list[list[Any]]:
+        """The same as plain values, for of_plain."""
+        return [[version, bits, sorted(members)] for (version, bits), members in self._members.items()]
+
+    @classmethod
+    def of_plain(cls, items: Iterable[Sequence[Any]]) -> Networks:
+        """Read from plain values."""
+        return cls({(version, bits): members for version, bits, members in items})
+
+
 @dataclass(frozen=True)
 class Segment:
     """A network that the host has an address in, and the interface it lies on."""
@@ -63,9 +98,26 @@ class Rule:
     admin: bool = False
     drop: bool = False
 
+    @cached_property
+    def _families(self) -> dict[int, tuple[Network, ...]]:
+        return {version: tuple(item for item in self.peers if item.version == version) for version in (4, 6)}
+
+    @cached_property
+    def _hosts(self) -> dict[int, tuple[str, ...]]:
+        return {version: _single_hosts(self.family(version)) for version in (4, 6)}
+
+    @cached_property
+    def index(self) -> Networks:
+        """The peers, to look addresses up in."""
+        return Networks.of(self.peers)
+
     def family(self, version: int) -> tuple[Network, ...]:
         """The peers of one IP version."""
-        return tuple(network for network in self.peers if network.version == version)
+        return self._families[version]
+
+    def hosts(self, version: int) -> tuple[str, ...]:
+        """The peers of one IP version in order, as inet_ntop(3) writes them; empty when one of them is no single host."""
+        return self._hosts[version]
 
 
 @dataclass(frozen=True)
@@ -99,7 +151,7 @@ class Policy:
                 rule.protocol == "tcp"
                 and port in rule.ports
                 and (rule.interface is None or interface is None or rule.interface == interface)
-                and any(source in network for network in rule.peers)
+                and source in rule.index
             )
 
         refused = any(matches(rule) for rule in self.of_chain("input", drop=True))
@@ -170,20 +222,18 @@ class Reader:
         for index, text in enumerate(texts):
             where = f"{key}[{index}]"
             try:
-                network = ip_network(text, strict=False)
-                if version not in (None, network.version):
-                    self.fault(where, f"{text!r} is IPv{network.version}; move it to peers{network.version}")
-                elif "/" in text and ip_address(text.split("/")[0]) != network.network_address:
-                    self.fault(where, f"{text!r} has host bits set; write {str(network)!r}")
-                else:
-                    networks.append(network)
+                network = ip_network(text)
             except ValueError:
-                self.fault(where, f"{text!r} is no network; write one such as '10.90.0.0/28' or 'fd00:90::/124'")
+                self.fault(where, _no_network(text))
+                continue
+            if version in (None, network.version):
+                networks.append(network)
+            else:
+                self.fault(where, f"{text!r} is IPv{network.version}; move it to peers{network.version}")
         for family in (4, 6):
-            versioned: Iterable[Any] = (network for network in networks if network.version == family)
-            whole = list(collapse_addresses(versioned))
-            if any(network.prefixlen == 0 for network in whole):
-                self.fault(key, f"admits everybody ({whole[0]}); name the networks that need it")
+            whole = _everybody([network for network in networks if network.version == family])
+            if whole:
+                self.fault(key, f"admits everybody ({whole}); name the networks that need it")
         return networks
 
     def rule(self, key: str, item: Mapping[str, Any], extra: bool) -> Rule | None:
@@ -324,6 +374,29 @@ def read_policy(
         log_rate,
         tuple(reader.missing_users),
     )
+
+
+def _no_network(text: str) -> str:
+    try:
+        network = ip_network(text, strict=False)
+    except ValueError:
+        return f"{text!r} is no network; write one such as '10.90.0.0/28' or 'fd00:90::/124'"
+    return f"{text!r} has host bits set; write {str(network)!r}"
+
+
+def _everybody(networks: Sequence[Any]) -> str:
+    """The network of all addresses when these make it up, in one piece or in several."""
+    # most lists are too short for it, and collapse_addresses takes its time
+    if sum(1 << (network.max_prefixlen - network.prefixlen) for network in networks) < 1 << 32:
+        return ""
+    return next((str(network) for network in collapse_addresses(networks) if network.prefixlen == 0), "")
+
+
+def _single_hosts(networks: Sequence[Network]) -> tuple[str, ...]:
+    if any(network.prefixlen != network.max_prefixlen for network in networks):
+        return ()
+    packed = sorted({network.network_address.packed for network in networks})
+    return tuple(socket.inet_ntop(socket.AF_INET if len(item) == 4 else socket.AF_INET6, item) for item in packed)
 
 
 def read_connection(text: str) -> tuple[Address, int, Address] | None:
