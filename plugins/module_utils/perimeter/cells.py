@@ -115,7 +115,7 @@ class Row:
         elif not allowed:
             rule, expect = DENY_REQUEST, "deny"
         else:
-            rule, expect = names.rule_id("in-gateway", client), "allow"
+            rule, expect = connection["rule"], "allow"
         address = Address(connection["family"], 0, connection["address"])
         return self._cell(address, connection["port"], client, path, rule, expect)
 

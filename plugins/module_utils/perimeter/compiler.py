@@ -19,7 +19,7 @@ from ansible_collections.moat.inference.plugins.module_utils.perimeter.plan impo
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.read import read_intent
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.words import host_words
 
-SCHEMA = 1  # part of the digest: raised whenever the same intent starts to give another plan
+SCHEMA = 2  # part of the digest: raised whenever the same intent starts to give another plan
 
 
 class Plan:

@@ -69,15 +69,11 @@ class Planner:
         """The hosts that serve any model of a client, sorted."""
         return sorted({host for model in client.models for host in self.intent.models[model].hosts})
 
-    def edges(self, host: str) -> dict[str, list[str]]:
-        """Client -> the other ends of its private-link edges at this host."""
-        if self.is_gateway(host):
-            return {name: list(client.hosts) for name, (client, _models) in self.clients_at(host).items()}
-        return {client.name: self.gateways_of(client) for client in self.clients_on.get(host, ())}
-
     def peers(self, host: str) -> list[str]:
-        """One edge for each authorised pair, however many clients and models it carries."""
-        return sorted({other for others in self.edges(host).values() for other in others})
+        """The other ends of a host's private links: one for each authorised pair, however many clients and models it carries."""
+        if self.is_gateway(host):
+            return sorted({other for client, _models in self.clients_at(host).values() for other in client.hosts})
+        return sorted({other for client in self.clients_on.get(host, ()) for other in self.gateways_of(client)})
 
     def common_address(self, host: Host, other: Host) -> Address:
         """The address by which `host` reaches `other`: IPv4 where both have it."""
@@ -128,7 +124,8 @@ class Planner:
     def _rules(self, host: Host) -> Iterable[Data]:
         intent, name = self.intent, host.name
         sources = by_family((network.family, network.text) for network in intent.admin.sources)
-        yield rule("in-admin-ssh", "input", "tcp", intent.admin.ports, sources, "administration")
+        administration = rule("in-admin-ssh", "input", "tcp", intent.admin.ports, sources, "administration")
+        yield {**administration, "admin": True}  # all that is loaded where the ruleset cannot be
         if self.is_gateway(name):
             yield rule(
                 "in-admin-metrics",
@@ -138,8 +135,7 @@ class Planner:
                 sources,
                 "administration reads the gateway's metrics",
             )
-        for client_name, others in self.edges(name).items():
-            yield from self._edge_rules(host, client_name, others)
+        yield from self._link_rules(host)
         for client in self.clients_on.get(name, ()):
             if client.port is not None:
                 yield {
@@ -185,43 +181,34 @@ class Planner:
                 f"service {service.name}",
             )
 
-    def _edge_rules(self, host: Host, client: str, others: list[str]) -> Iterable[Data]:
-        """Both ends open the link to each other: either may have something to send first."""
-        link, port = self.intent.link, self.intent.gateway_port
-        outer, inner = self._of_hosts(host, others), self._of_links(others)
-        for chain, prefix in (("input", "in-link"), ("output", "out-link")):
-            yield rule(
-                names.rule_id(prefix, client),
-                chain,
-                "udp",
-                [link.port],
-                outer,
-                f"private link of client {client}",
-                segment=host.segment,
-            )
-        chain, prefix = ("input", "in-gateway") if self.is_gateway(host.name) else ("output", "out-gateway")
-        yield rule(
-            names.rule_id(prefix, client),
-            chain,
-            "tcp",
-            [port],
-            inner,
-            f"client {client} to the gateway",
-            interface=link.interface,
-        )
+    def _link_rules(self, host: Host) -> Iterable[Data]:
+        """One rule for all other ends of each kind: a client that comes or goes changes peers, and never the rules.
+
+        Packets are admitted by host; which client of that host may use which model is for the gateway to decide.
+        """
+        others = self.peers(host.name)
+        if not others:
+            return
+        link = self.intent.link
+        gateway = self.is_gateway(host.name)
+        outer = self._of_hosts(host, others)
+        title = f"private link with the {'client hosts' if gateway else 'gateways'}"
+        # Both ends open the link to each other: either may have something to send first.
+        for chain, rule_name in (("input", "in-link"), ("output", "out-link")):
+            yield rule(rule_name, chain, "udp", [link.port], outer, title, segment=host.segment)
+        chain, rule_name = ("input", "in-gateway") if gateway else ("output", "out-gateway")
+        title = "client hosts to the gateway" if gateway else "to the gateways"
+        port, inner = self.intent.gateway_port, self._of_links(others)
+        yield rule(rule_name, chain, "tcp", [port], inner, title, interface=link.interface)
 
     def _of_hosts(self, host: Host, others: Iterable[str]) -> dict[int, list[str]]:
         """Segment addresses of other hosts, in the families this host has."""
         families = host.families
-        addresses = (address for other in sorted(others) for address in self.hosts[other].addresses)
-        return by_family(
-            (address.family, address.host_network()) for address in addresses if address.family in families
-        )
+        addresses = (address for other in others for address in self.hosts[other].addresses)
+        return of_addresses(address for address in addresses if address.family in families)
 
     def _of_links(self, others: Iterable[str]) -> dict[int, list[str]]:
-        return by_family(
-            (address.family, address.host_network()) for other in sorted(others) for address in self.hosts[other].link
-        )
+        return of_addresses(address for other in others for address in self.hosts[other].link)
 
     def _private_link(self, host: Host) -> Data:
         link = self.intent.link
@@ -360,6 +347,11 @@ class Planner:
 
 def texts(addresses: Iterable[Address]) -> list[str]:
     return [address.text for address in addresses]
+
+
+def of_addresses(addresses: Iterable[Address]) -> dict[int, list[str]]:
+    """Each address once, as a network of one, in the order of the numbers."""
+    return by_family((address.family, address.host_network()) for address in sorted(set(addresses)))
 
 
 def by_family(networks: Iterable[tuple[int, str]]) -> dict[int, list[str]]:

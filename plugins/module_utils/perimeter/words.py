@@ -58,8 +58,7 @@ def _client_at_gateway(planner: Planner, host: str, client: dict[str, Any]) -> s
     rate = f"{limits['requests_per_second']} requests/s, burst {limits['burst']}, {limits['concurrent']} at once"
     where = listed(planner.intent.clients[name].hosts)
     models = f"model{'s' if len(client['models']) > 1 else ''} {listed(client['models'])}"
-    ids = ", ".join(names.rule_id(prefix, name) for prefix in ("in-link", "out-link", "in-gateway"))
-    return f"client {name} on {where} may use {models} of {host}, at most {rate} [{ids}]."
+    return f"client {name} on {where} may use {models} of {host}, at most {rate} [in-link, out-link, in-gateway]."
 
 
 def _client_at_connector(host: str, client: dict[str, Any], rules: dict[str, Any]) -> list[str]:
@@ -67,8 +66,8 @@ def _client_at_connector(host: str, client: dict[str, Any], rules: dict[str, Any
     users, lines = listed(client["users"]), []
     for model in client["models"]:
         backends = listed(backend["name"] for backend in model["backends"])
-        ids = ", ".join(names.rule_id(prefix, name) for prefix in ("in-link", "out-link", "out-gateway"))
-        lines.append(f"client {name} on {host} may use model {model['name']} of {backends} [{ids}].")
+        ids = "[in-link, out-link, out-gateway]"
+        lines.append(f"client {name} on {host} may use model {model['name']} of {backends} {ids}.")
     lines.append(f"local user {users} may use the connector of {name} at {client['socket']}.")
     local = names.rule_id("local-connector", name)
     if local in rules:

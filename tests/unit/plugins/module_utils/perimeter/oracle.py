@@ -10,6 +10,8 @@ from typing import Any
 Address = Any  # ipaddress.IPv4Address or IPv6Address
 Flow = tuple[str, str, int, str, str]  # chain, protocol, port, scope, network
 
+LINK_RULES = ("in-gateway", "in-link", "out-gateway", "out-link")
+
 
 def names_in(select: Any, inventory: dict[str, Any]) -> set[str]:
     """The hosts that a group, a host or a list of these stands for."""
@@ -86,6 +88,20 @@ class Oracle:
     def holds(self, host: str) -> bool:
         """Whether a host has a certificate."""
         return self.is_gateway(host) or any(host in hosts for hosts in self.running.values())
+
+    def rule_ids(self, host: str) -> set[str]:
+        """The rules that a host has whatever its clients are called and however many there are."""
+        found = {"in-admin-ssh"}
+        if self.is_gateway(host):
+            found.add("in-admin-metrics")
+        if self.ends(host):
+            found |= {"in-link", "out-link", "in-gateway" if self.is_gateway(host) else "out-gateway"}
+        if self.holds(host):
+            found.add("out-ca")
+        if host == self.ca:
+            found |= {"in-ca-clients"} if any(self.running.values()) else set()
+            found |= {"in-ca-gateways"} if any(self.serving.values()) else set()
+        return found
 
     def flows(self, host: str) -> set[Flow]:
         """Every flow that the firewall of a host may admit."""
@@ -186,7 +202,15 @@ def check_plan(intent: dict[str, Any], inventory: dict[str, Any], plan: dict[str
 def check_firewall(oracle: Oracle, host: str, planned: dict[str, Any]) -> None:
     rules = planned["firewall"]["rules"]
     assert merged(flows_of(planned)) == merged(oracle.flows(host))
-    assert len({rule["id"] for rule in rules}) == len(rules)
+    ids = [rule["id"] for rule in rules]
+    assert ids == sorted(set(ids))
+    assert {name for name in ids if not name.startswith(("local-connector-", "out-service-"))} == oracle.rule_ids(host)
+    assert {name: rule["admin"] for name, rule in zip(ids, rules) if "admin" in rule} == {"in-admin-ssh": True}
+    for rule in rules:
+        if rule["id"] in LINK_RULES:
+            for family in (4, 6):
+                peers = [ipaddress.ip_network(text) for text in rule[f"peers{family}"]]
+                assert peers == sorted(set(peers))
     local = {(rule["ports"][0], tuple(rule["users"])) for rule in rules if rule["chain"] == "local"}
     assert local == {
         (client["port"], tuple(sorted(client["users"])))

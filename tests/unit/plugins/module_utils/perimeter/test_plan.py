@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible_collections.moat.inference.plugins.module_utils.perimeter.compiler import Plan
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.compiler import Plan, compile_intent
 from ansible_collections.moat.inference.tests.unit.plugins.module_utils.perimeter.oracle import check_plan
 from ansible_collections.moat.inference.tests.unit.plugins.module_utils.perimeter.samples import (
     REMOVE,
@@ -48,27 +48,34 @@ def test_rules_of_a_gateway(plan: Plan) -> None:
     assert sorted(found) == [
         "in-admin-metrics",
         "in-admin-ssh",
-        "in-gateway-batch",
-        "in-gateway-portal",
-        "in-link-batch",
-        "in-link-portal",
+        "in-gateway",
+        "in-link",
         "out-ca",
-        "out-link-batch",
-        "out-link-portal",
+        "out-link",
         "out-service-dns",
     ]
-    assert found["in-gateway-portal"] == {
-        "id": "in-gateway-portal",
+    links = [plan.hosts[name].link[1] for name in ("app1", "app3")]
+    assert found["in-gateway"] == {
+        "id": "in-gateway",
         "chain": "input",
         "interface": "moat0",
         "protocol": "tcp",
         "ports": [8443],
-        "peers4": ["100.110.0.11/32"],
-        "peers6": [f"{plan.hosts['app1'].link[1].text}/128"],
-        "comment": "client portal to the gateway",
+        "peers4": ["100.110.0.11/32", "100.110.0.13/32"],
+        "peers6": [f"{address.text}/128" for address in sorted(links)],
+        "comment": "client hosts to the gateway",
     }
-    assert found["in-link-portal"]["segment"] == "inference" and found["in-link-portal"]["protocol"] == "udp"
-    assert found["in-link-portal"]["peers6"] == ["fd00:110::11/128"]
+    link = {
+        "protocol": "udp",
+        "ports": [51820],
+        "segment": "inference",
+        "peers4": ["10.110.0.11/32", "10.110.0.13/32"],
+        "peers6": ["fd00:110::11/128", "fd00:110::13/128"],
+        "comment": "private link with the client hosts",
+    }
+    assert found["in-link"] == {"id": "in-link", "chain": "input", **link}
+    assert found["out-link"] == {"id": "out-link", "chain": "output", **link}
+    assert found["in-admin-ssh"]["admin"] is True and found["in-admin-ssh"]["ports"] == [22]
     assert found["out-ca"]["peers4"] == ["10.140.0.10/32"] and found["out-ca"]["chain"] == "output"
 
 
@@ -76,8 +83,10 @@ def test_rules_of_an_app_host(plan: Plan) -> None:
     found = rules(plan, "app3")
     assert found["local-connector-batch"]["users"] == ["batch", "cron"]
     assert found["local-connector-batch"]["chain"] == "local" and found["local-connector-batch"]["ports"] == [8081]
-    assert found["out-gateway-batch"]["peers4"] == ["100.120.0.11/32"]
-    assert not [name for name in found if name.startswith("in-gateway")]
+    assert found["out-gateway"]["peers4"] == ["100.120.0.11/32"] and found["out-gateway"]["chain"] == "output"
+    assert found["in-link"]["segment"] == found["out-link"]["segment"] == "app"
+    assert found["in-link"]["comment"] == "private link with the gateways"
+    assert "in-gateway" not in found
     assert sorted(rules(plan, "app2")) == ["in-admin-ssh", "out-service-dns"]
 
 
@@ -105,8 +114,8 @@ def cell(plan: Plan, name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "expect", "rule"),
     [
-        ("app1 gpu1 100.120.0.11 8443", "allow", "in-gateway-portal"),
-        ("app1 gpu1 100.120.0.11 8443 portal xray-7b", "allow", "in-gateway-portal"),
+        ("app1 gpu1 100.120.0.11 8443", "allow", "in-gateway"),
+        ("app1 gpu1 100.120.0.11 8443 portal xray-7b", "allow", "in-gateway"),
         ("app1 gpu1 100.120.0.11 8443 nobody xray-7b", "deny", "deny-identity"),
         ("app1 gpu1 100.120.0.11 8443 portal notes-1b", "deny", "deny-request"),
         ("app1 gpu1 10.120.0.11 22", "deny", "deny-output"),
@@ -173,14 +182,61 @@ def test_a_host_of_one_family_among_others() -> None:
     edits[f"{P}.models.xray-7b.hosts"] = "gpu1"
     found = compiled(edits)
     check_plan(*sample(edits), found.to_dict())
-    link = next(rule for rule in found.host("gpu1")["firewall"]["rules"] if rule["id"] == "in-link-portal")
-    assert link["peers4"] == ["10.110.0.11/32"] and link["peers6"] == []
+    link = next(rule for rule in found.host("gpu1")["firewall"]["rules"] if rule["id"] == "in-link")
+    assert link["peers4"] == ["10.110.0.11/32", "10.110.0.13/32"] and link["peers6"] == ["fd00:110::13/128"]
 
 
 def test_link_addresses_by_hand() -> None:
     found = compiled({"hosts.app2.moat_link_address4": "100.64.7.7", "hosts.app2.moat_link_address6": "fd00:200::7"})
     assert [address.text for address in found.hosts["app2"].link] == ["100.64.7.7", "fd00:200::7"]
     assert found.hosts["app1"].link[0].text == "100.110.0.11"
+
+
+def test_a_client_more_is_a_peer_more_and_no_rule_more(plan: Plan) -> None:
+    """notes-1b is on gpu1 only; now portal's host comes to it a second time, and batch's host comes to gpu2."""
+    edits = {
+        f"{P}.clients.notes": {"hosts": ["app1", "app3"], "users": ["notes"], "port": 8090, "models": ["notes-1b"]},
+        f"{P}.clients.images": {"hosts": "app3", "users": ["images"], "models": ["xray-7b"]},
+    }
+    grown = compiled(edits)
+    for host in ("ca1", "gpu1", "app2"):
+        assert grown.host(host)["firewall"] == plan.host(host)["firewall"], host
+    assert [rule["id"] for rule in grown.host("gpu2")["firewall"]["rules"]] == list(rules(plan, "gpu2"))
+    changed = [
+        (name, key, rule[key])
+        for name, rule in rules(grown, "gpu2").items()
+        for key in rule
+        if rule[key] != rules(plan, "gpu2")[name][key]
+    ]
+    links = sorted(plan.hosts[name].link[1] for name in ("app1", "app3"))
+    outer4, outer6 = ["10.110.0.11/32", "10.110.0.13/32"], ["fd00:110::11/128", "fd00:110::13/128"]
+    assert changed == [
+        ("in-gateway", "peers4", ["100.110.0.11/32", "100.110.0.13/32"]),
+        ("in-gateway", "peers6", [f"{address.text}/128" for address in links]),
+        ("in-link", "peers4", outer4),
+        ("in-link", "peers6", outer6),
+        ("out-link", "peers4", outer4),
+        ("out-link", "peers6", outer6),
+    ]
+    # its own hosts: a port of the loopback is a rule, and nothing else is new
+    for host in ("app1", "app3"):
+        assert set(rules(grown, host)) - set(rules(plan, host)) == {"local-connector-notes"}
+    intent, inventory = sample(edits)
+    for name in ("notes", "images"):
+        del intent["clients"][name]
+    assert compile_intent(intent, inventory).to_dict() == plan.to_dict()
+
+
+def test_a_gateway_without_a_client_has_no_link_rules() -> None:
+    found = compiled({f"{P}.clients": {}, f"{P}.tests": []})
+    assert list(rules(found, "gpu1")) == ["in-admin-metrics", "in-admin-ssh", "out-ca", "out-service-dns"]
+
+
+def test_a_family_without_an_address_has_no_peers() -> None:
+    edits = {f"hosts.{name}.moat_address6": REMOVE for name in ("app1", "app3")}
+    found = rules(compiled(edits), "gpu1")
+    for rule_id in ("in-link", "out-link"):
+        assert found[rule_id]["peers4"] == ["10.110.0.11/32", "10.110.0.13/32"] and found[rule_id]["peers6"] == []
 
 
 def test_long_names_keep_their_rules_apart() -> None:
@@ -191,16 +247,19 @@ def test_long_names_keep_their_rules_apart() -> None:
     }
     edits_plan = compiled(edits)
     check_plan(*sample(edits), edits_plan.to_dict())
-    assert all(len(rule["id"]) <= 48 for rule in edits_plan.host("gpu1")["firewall"]["rules"])
+    local = [name for name in rules(edits_plan, "app2") if name.startswith("local-connector-")]
+    assert len(local) == 2 and all(len(name) <= 48 for name in local)
 
 
 def test_words_name_who_what_and_the_rules(plan: Plan) -> None:
     lines = "\n".join(plan.words("gpu1"))
     assert "client portal on app1 may use model xray-7b of gpu1, at most 20 requests/s, burst 40, 16 at once" in lines
-    assert "[in-link-portal, out-link-portal, in-gateway-portal]" in lines
+    assert "client batch on app3 may use model notes-1b of gpu1, at most" in lines
+    assert lines.count("[in-link, out-link, in-gateway]") == 2
     assert "packages.example.org on tcp 443: planned as denied" in lines
     assert "Everything else to, from and through gpu1 is denied, IPv4 and IPv6." in lines
     lines = "\n".join(plan.words("app3"))
+    assert "client batch on app3 may use model notes-1b of gpu1 [in-link, out-link, out-gateway]." in lines
     assert "http://127.0.0.1:8081; other users may not [local-connector-batch]" in lines
     assert "the gateways (10.120.0.11/32" in "\n".join(plan.words("ca1"))
 

@@ -88,6 +88,25 @@ def test_a_thousand_hosts_and_a_thousand_clients() -> None:
     assert len(plan["hosts"]) == 1001 and len(plan["roles"]["gateway"]) > 300
 
 
+def gateway_rules(size: int) -> list[dict[str, Any]]:
+    """The rules of a gateway whose one model every client of the perimeter may use."""
+    intent, inventory = perimeter(size)
+    intent["models"]["model-0"]["hosts"] = "gpu1"
+    for client in intent["clients"].values():
+        client["models"] = ["model-0"]
+    rules: list[dict[str, Any]] = compile_intent(intent, inventory).host("gpu1")["firewall"]["rules"]
+    return rules
+
+
+def test_the_rules_of_a_gateway_do_not_grow_with_its_clients() -> None:
+    few, many = gateway_rules(10), gateway_rules(1000)
+    for small, large in zip(few, many):
+        assert {**small, "peers4": [], "peers6": []} == {**large, "peers4": [], "peers6": []}
+    assert len(few) == len(many) == 6
+    peers = {rule["id"]: (len(rule["peers4"]), len(rule["peers6"])) for rule in many}
+    assert peers["in-gateway"] == peers["in-link"] == peers["out-link"] == (500, 500)
+
+
 def test_one_host_s_plan_needs_no_other_plan() -> None:
     plan = compile_intent(*perimeter(200))
     plan.to_dict(["gpu1"], cells=False)
