@@ -267,7 +267,7 @@ def _frontend(settings: Mapping[str, Any]) -> list[str]:
         *_refusal("deny-path", "unless { var(txn.asked) -m found }"),
         f"http-request set-var(txn.methods) var(txn.asked),{_lookup('methods')}",
         *_refusal("deny-method", f"unless {{ method,concat(@,txn.asked),{_lookup('requests')} -m found }}"),
-        "http-request set-var(txn.rule) str(in-gateway-),concat(,txn.client)",
+        "http-request set-var(txn.rule) str(in-gateway)",
         *_ready(),
         "# limits",
         f"http-request set-var(txn.limits) var(txn.client),{_lookup('limits')}",

@@ -214,7 +214,7 @@ def test_every_request_is_in_the_log_and_none_of_its_words(at: At, caller: Calle
     time.sleep(0.3)
     lines = log_of(gateway, since)
     line = next(item for item in lines if item.get("request") == request)
-    assert (line["rule"], line["client"], line["source"]) == (f"in-gateway-{caller.name}", caller.name, caller.source)
+    assert (line["rule"], line["client"], line["source"]) == ("in-gateway", caller.name, caller.source)
     assert (line["model"], line["path"], line["status"], line["tls"]) == (model["name"], path, 200, "TLSv1.3")
     assert line["uris"] == f"spiffe://{caller.domain}/client/{caller.name}"
     assert next(item for item in lines if item.get("path") == hostile)["rule"] == "deny-path"

@@ -41,7 +41,7 @@ def judged(
     return reach.judge({"app2": [wanted]}, probes)[0]
 
 
-ALLOWED = {"expect": "allow", "rule": "in-gateway-portal"}
+ALLOWED = {"expect": "allow", "rule": "in-gateway"}
 NO_IDENTITY = {"rule": "deny-identity", "path": "/m/v1/models"}
 NO_REQUEST = {"rule": "deny-request", "path": "/m/v1/models", "client": "batch", "identity": "own"}
 CLOSED = {"expect": "closed", "port": 8000}
