@@ -7,11 +7,9 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.faults import prober, run
+from tests.faults import moments, prober, run
 from tests.lab import demo
-from tests.lab.lab import ssh
 from tests.lab.podman import Podman
-from tests.lab.shell import succeeds
 from tests.lab.site import on
 
 REQUESTS, WORKERS, PAUSE = 160, 2, 0.15  # about ten a second: one host alone may serve them within the client's limits
@@ -29,23 +27,20 @@ def load() -> Counter[str]:
 
 def test_a_dead_host_costs_no_request_and_comes_back_closed() -> None:
     backend = Podman()
-    watching = prober.Prober()
-    with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(load)
-        time.sleep(4)
-        backend.kill("gpu2")
-        statuses = loading.result()
-    backend.start("gpu2")
-    for _try in range(60):
-        if succeeds(ssh("gpu2", "true"), timeout=10):
-            break
-        time.sleep(1)
-    ended = run.play()
-    found = watching.stop()
+    with prober.probing() as watching:
+        with ThreadPoolExecutor(1) as pool:
+            loading = pool.submit(load)
+            time.sleep(4)
+            backend.kill("gpu2")
+            statuses = loading.result()
+        backend.start("gpu2")
+        moments.boots("gpu2")
+        watching.asked("gpu2")
+        ended = run.play()
+        watching.stop()
     assert statuses == {"200": REQUESTS}
     assert ended.rc == 0, ended.out[-4000:]
     assert not any(ended.counts("changed").values()), "a host that booted needs nothing\n" + ended.out[-4000:]
-    wrong = prober.faults(found, least=50)
-    assert not wrong, wrong[:20]
+    assert not watching.wrong, watching.wrong[:20]
     verified = run.play("moat.inference.verify")
     assert verified.rc == 0, verified.out[-4000:]
