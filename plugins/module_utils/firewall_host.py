@@ -11,6 +11,8 @@ from typing import Any
 
 from ansible_collections.moat.inference.plugins.module_utils import deploy, files
 from ansible_collections.moat.inference.plugins.module_utils import firewall_nft as nft
+from ansible_collections.moat.inference.plugins.module_utils.firewall_conflicts import OTHERS
+from ansible_collections.moat.inference.plugins.module_utils.firewall_flows import policy_json
 from ansible_collections.moat.inference.plugins.module_utils.firewall_policy import (
     Policy,
     established,
@@ -26,7 +28,6 @@ RULESET = f"{DIRECTORY}/ruleset.nft"
 UNIT = "moat-firewall.service"
 UNIT_PATH = f"/etc/systemd/system/{UNIT}"
 UNIT_PROPERTIES = "ActiveState,UnitFileState,NeedDaemonReload,LoadState"
-OTHERS = ("firewalld.service", "ufw.service", "nftables.service")
 # A table that is there stays as it is: at a restart it is the ruleset's, and better than this one.
 MINIMAL = 'nft -t list table {table} >/dev/null 2>&1 || exec nft "$0"'
 LOAD = (
@@ -87,9 +88,13 @@ class Work:
     difference: nft.Difference
     paths: deploy.Plan
     states: Mapping[str, deploy.UnitState]
-    had_table: bool
+    live: nft.Listing | None
     ruleset: str = ""  # empty: the table goes
     transaction: str = ""
+
+    @property
+    def had_table(self) -> bool:
+        return self.live is not None
 
     @property
     def changed(self) -> bool:
@@ -155,21 +160,6 @@ def plan_host(policy: Policy | None, ruleset: str, states: Mapping[str, deploy.U
     return plan
 
 
-def conflicts(states: Mapping[str, deploy.UnitState], ufw: str) -> list[str]:
-    """Name every other firewall that is at work, with what to do; ufw is the text of its ufw.conf."""
-    faults = []
-    if states["firewalld.service"].active in deploy.SETTLED:
-        faults.append("firewalld is active and would filter as well; run: systemctl disable --now firewalld.service")
-    if states["ufw.service"].active in deploy.SETTLED and "ENABLED=yes" in ufw.split():
-        faults.append("ufw is active and would filter as well; run: ufw disable")
-    if states["nftables.service"].active in deploy.SETTLED or states["nftables.service"].enabled == "enabled":
-        faults.append(
-            "nftables.service is in use, and its stop and its configuration flush every table, the perimeter's too;"
-            " load its tables by a unit that flushes none, then run: systemctl disable --now nftables.service"
-        )
-    return faults
-
-
 class Host:
     """Reads the host, and carries work out or takes it back."""
 
@@ -196,7 +186,7 @@ class Host:
 
     def live(self) -> nft.Listing | None:
         """The table that is at work."""
-        listed = self.table("-s", "-j")
+        listed = self.table("-j")
         return nft.parse_listing(listed) if listed is not None else None
 
     def candidate(self, ruleset: str) -> nft.Listing:
@@ -224,7 +214,10 @@ class Host:
         """Carry the work out. Only a change of a table that stays waits for its confirmation."""
         if policy is None:
             self.remove(work)
-        elif work.difference.kind == "none":
+            return
+        if any(change.path == UNIT_PATH for change in work.paths.files):
+            self._runner.run([*IN_NAMESPACE, 'exec nft "$0"', nft.minimal(policy)])
+        if work.difference.kind == "none":
             self.keep(work)
         else:
             self.change(work, policy, terms)
@@ -236,14 +229,11 @@ class Host:
 
     def change(self, work: Work, policy: Policy, terms: Terms) -> None:
         """Load the table and leave it waiting to be confirmed; files and unit follow then."""
-        self._runner.run(["nft", "-c", "-f", "-"], stdin=work.transaction)
-        way_back = nft.DELETE + (self.table() or "")
-        self._runner.run(["nft", "-c", "-f", "-"], stdin=way_back)
         handover = "" if work.had_table else nft.handover(policy, established(self.connections()))
-        self.pending.prepare({BEFORE: way_back, HANDOVER: handover})
+        self.pending.prepare({BEFORE: self._way_back(work), HANDOVER: handover})
         # the start of the unit loads the table once more, without what was handed over
         commands = [["nft", "-f", self.pending.path(HANDOVER)]] if handover else []
-        staged = Staged(work.paths, commands)
+        staged = Staged(work.paths, commands, policy_json(policy))
         # where what filtered before cannot be loaded again, what boot loads is the next best
         undo = f"nft -f {self.pending.path(BEFORE)} || systemctl restart {UNIT}"
         self.pending.arm([["sh", "-c", undo]], staged, terms)
@@ -254,6 +244,15 @@ class Host:
         except CommandError:
             self.pending.undo()
             raise
+
+    def _way_back(self, work: Work) -> str:
+        """A transaction that restores what filters now, with its counters."""
+        if work.live is not None and work.difference.kind == "elements":
+            return str(nft.elements_undo(work.live, work.difference.sets))
+        before = nft.DELETE + (self.table() or "")
+        # what was put into the table by hand may be listed in words that nft itself does not read
+        self._runner.run(["nft", "-c", "-f", "-"], stdin=before)
+        return before
 
     def remove(self, work: Work) -> None:
         """Open the host: unit, table and files go."""

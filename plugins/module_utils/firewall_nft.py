@@ -73,7 +73,7 @@ def minimal(policy: Policy) -> str:
         on = f'iifname "{rule.interface}" ' if rule.interface else ""
         for version, proto, _kind in FAMILIES:
             if rule.admin and rule.family(version):
-                peers = f"{proto} saddr {{ {elements(rule, version)} }}"
+                peers = f"{proto} saddr {{ {', '.join(elements(rule, version))} }}"
                 received.append(f"{on}{peers} tcp dport {_values(rule.ports)} accept")
     sent = [
         'oifname "lo" accept',
@@ -81,7 +81,8 @@ def minimal(policy: Policy) -> str:
         "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } ip6 hoplimit 255 accept",
     ]
     chains = (chain("input", received), chain("forward", []), chain("output", sent))
-    return f"table {TABLE} {{ {' '.join(chains)} }}"
+    # nft reads the end of a line, or this, after every block
+    return f"table {TABLE} {{ {'; '.join(chains)}; }}"
 
 
 def with_checksum(text: str) -> str:

@@ -9,7 +9,8 @@ version_added: 0.1.0
 description:
   - Confirms a change that M(moat.inference.firewall) or M(moat.inference.private_link) has applied and armed a way back for. Their action
     plugins call it over a new connection, so that only a change that lets the operator in is kept.
-  - Stops the timer of the way back, then writes what boot loads. When that fails, the change is taken back at once.
+  - Stops the timer of the way back, then writes what boot loads. When that fails, the change is taken back at once. Then the tracked flows
+    that a changed packet filter does not admit any more end.
   - Called over the very connection that the change was applied over it confirms nothing, for that connection proves nothing.
 options:
   name:
@@ -69,13 +70,24 @@ retry:
   description: Whether another connection may confirm it.
   type: bool
   returned: when not confirmed
+entries:
+  description: How many entries of connection tracking were deleted, as the changed packet filter does not admit them.
+  type: int
+  returned: when a packet filter was confirmed
+sockets:
+  description: How many local sockets of such flows were ended.
+  type: int
+  returned: when a packet filter was confirmed
 connection:
   description: The connection that confirmed it, as C(SSH_CONNECTION) of ssh(1) says; empty when it is none of SSH.
   type: str
   returned: always
 """
 
+from typing import Any
+
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.moat.inference.plugins.module_utils import firewall_flows
 from ansible_collections.moat.inference.plugins.module_utils.pending import (
     Pending,
     Refused,
@@ -94,17 +106,23 @@ def main() -> None:
         supports_check_mode=True,
     )
     name, token = module.params["name"], module.params["token"]
-    pending, connection = Pending(Runner(module), name), ssh_connection()
+    runner = Runner(module)
+    pending, connection = Pending(runner, name), ssh_connection()
     report = {"confirmed": False, "connection": connection, "changed": False}
     if module.check_mode or module.params["state"] == "known":
         module.exit_json(outcome=pending.outcome(token), reason="", retry=False, **report)
     try:
-        pending.confirm(token, connection)
+        staged = pending.confirm(token, connection)
     except Refused as refused:
         module.exit_json(outcome=pending.outcome(token), reason=str(refused), retry=refused.retry, **report)
     except OSError as error:
         module.fail_json(msg=str(error), outcome=pending.outcome(token), **report)
-    module.exit_json(**{**report, "confirmed": True, "changed": True, "outcome": "confirmed"})
+    ended: dict[str, Any] = {}
+    if staged.policy is not None:
+        ended = firewall_flows.cut(runner, staged.policy, connection)
+        for fault in ended.pop("faults"):
+            module.warn(fault)
+    module.exit_json(**{**report, **ended, "confirmed": True, "changed": True, "outcome": "confirmed"})
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ reason:
   description: Why something is, or in check mode would be, changed; empty when nothing is.
   type: str
   returned: always
-  sample: elements of in-link-portal_4 differ; /etc/moat/firewall/ruleset.nft differs
+  sample: elements of in-link_4 differ; /etc/moat/firewall/ruleset.nft differs
 action:
   description: What happens to the table in the kernel.
   type: str
@@ -167,6 +167,14 @@ confirmed:
   description: Whether the change of the table was confirmed over a new connection.
   type: bool
   returned: when the table was changed
+cut_entries:
+  description: How many entries of connection tracking were deleted, since the table does not admit their flows any more.
+  type: int
+  returned: when the table was changed
+cut_sockets:
+  description: How many local sockets of such flows were ended.
+  type: int
+  returned: when the table was changed
 rolled_back:
   description: Whether the host has taken the change back.
   type: bool
@@ -182,12 +190,15 @@ from ansible_collections.moat.inference.plugins.module_utils import firewall_nft
 from ansible_collections.moat.inference.plugins.module_utils import (
     firewall_policy as policies,
 )
+from ansible_collections.moat.inference.plugins.module_utils.firewall_conflicts import (
+    UFW_CONFIGURATION,
+    conflicts,
+)
 from ansible_collections.moat.inference.plugins.module_utils.firewall_host import (
     NAME,
     RULESET,
     Host,
     Work,
-    conflicts,
     plan_host,
 )
 from ansible_collections.moat.inference.plugins.module_utils.pending import (
@@ -238,13 +249,13 @@ def plan(
     live = host.live()
     if params["state"] == "absent":
         kind = "none" if live is None else "table"
-        work = Work(nft.Difference(kind), plan_host(None, "", states), states, live is not None, "", nft.DELETE)
-        return None, work, show(host, work, "")
+        work = Work(nft.Difference(kind), plan_host(None, "", states), states, live, "", nft.DELETE)
+        return None, work, show(host, work, "") if module._diff else []
     try:
         policy = policies.read_policy(params, uid_of, accept_missing_users=module.check_mode)
     except policies.PolicyError as error:
         module.fail_json(msg=str(error), faults=error.faults)
-    faults = conflicts(states, read_text("/etc/ufw/ufw.conf"))
+    faults = conflicts(states, read_text(UFW_CONFIGURATION))
     if params["check_connection"]:
         faults += lock_out(policy, ssh_connection(), params["interfaces"])
     if faults:
@@ -252,10 +263,16 @@ def plan(
     ruleset = nft.ruleset(policy)
     if not host.installed and not module.check_mode:
         module.fail_json(msg="nft is not installed; install the package nftables")
-    difference = nft.compare(live, host.candidate(ruleset)) if host.installed else nft.Difference("table")
-    transaction = nft.elements_change(policy, difference.sets) if difference.kind == "elements" else ruleset
-    work = Work(difference, plan_host(policy, ruleset, states), states, live is not None, ruleset, transaction)
-    return policy, work, show(host, work, host.candidate_text(ruleset) if host.installed and work.changed else ruleset)
+    difference = nft.Difference("table")
+    if host.installed:
+        difference = nft.compare(live, nft.complete(host.candidate(nft.candidate(policy)), policy))
+    transaction = nft.carry_counters(ruleset, live)
+    if difference.kind == "elements":
+        transaction = nft.elements_change(policy, difference.sets, live)
+    work = Work(difference, plan_host(policy, ruleset, states), states, live, ruleset, transaction)
+    if not (module._diff and work.changed):
+        return policy, work, []
+    return policy, work, show(host, work, host.candidate_text(ruleset) if host.installed else ruleset)
 
 
 def show(host: Host, work: Work, after: str) -> list[dict[str, str]]:

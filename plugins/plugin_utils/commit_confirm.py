@@ -53,7 +53,8 @@ class ConfirmedActionBase(ActionBase):
                 reason = f"the host was not reached over a new connection ({_brief(error)})"
             else:
                 if answer.get("confirmed"):
-                    return {"confirmed": True}
+                    cut = {f"cut_{key}": answer[key] for key in ("entries", "sockets") if key in answer}
+                    return {"confirmed": True, **cut}
                 if answer.get("failed"):
                     return _failed(f"what boot loads could not be written: {answer.get('msg')}", answer)
                 reason = str(answer.get("reason") or "")

@@ -14,6 +14,7 @@ SSH = {
     "ports": [22],
     "peers4": ["10.90.0.0/28"],
     "peers6": ["fd00:90::/124"],
+    "admin": True,
 }
 LOCAL = {"id": "local-batch", "chain": "local", "protocol": "tcp", "ports": [8081], "users": ["batch"]}
 SEGMENT = {
@@ -83,7 +84,7 @@ def test_all_faults_come_at_once():
         ({"interface": 'eth0" accept'}, ".interface", "is no interface name"),
         ({"interface": "lo"}, ".interface", "chain local"),
         ({"users": ["batch"]}, "", "no users"),
-        ({"chain": "local"}, "", "no peers"),
+        ({"chain": "local", "admin": False}, "", "no peers"),
         ({"listeners": ["batch"]}, ".listeners", "no local users"),
     ],
 )
@@ -178,7 +179,7 @@ def test_admission_of_the_operators_connection(source, port, interface, admitted
 
 
 def test_admission_by_interface_and_protocol():
-    policy = read([{**SSH, "interface": "eth1"}, {**SSH, "id": "u", "protocol": "udp", "ports": [53]}])
+    policy = read([{**SSH, "interface": "eth1"}, {**SSH, "id": "u", "protocol": "udp", "ports": [53], "admin": False}])
     assert policy.admits(ip_address("10.90.0.1"), 22, "eth1")
     assert not policy.admits(ip_address("10.90.0.1"), 22, "eth0")
     assert not policy.admits(ip_address("10.90.0.1"), 53, None)
@@ -214,3 +215,34 @@ def test_established_connections_are_read_from_proc():
     tcp6 = head + f"   0: {word('::ffff:10.90.0.131')}:0016 {word('::ffff:10.90.0.2')}:0400 01 0\n"
     found = [(str(a), b, str(c), d) for a, b, c, d in policies.established([tcp, tcp6])]
     assert found == [("10.90.0.1", 51000, "10.90.0.131", 22), ("10.90.0.2", 1024, "10.90.0.131", 22)]
+
+
+def test_without_a_rule_of_the_operators_nobody_could_repair_the_host():
+    (fault,) = faults(rules=[{**SSH, "admin": False}])
+    assert fault.startswith("rules: ") and "admin: true" in fault
+
+
+@pytest.mark.parametrize("change", [{"chain": "output"}, {"protocol": "udp"}])
+def test_the_operator_comes_in_by_tcp(change):
+    assert any(".admin: is for TCP rules of chain input" in fault for fault in faults(rules=[{**SSH, **change}]))
+
+
+def test_a_rule_that_drops_is_before_all_that_admit():
+    cut = {
+        **SSH,
+        "id": "cut",
+        "peers4": ["10.90.0.1/32"],
+        "peers6": [],
+        "admin": False,
+        "verdict": "drop",
+        "reason": "why",
+    }
+    policy = read(extra=[cut])
+    assert [rule.id for rule in policy.of_chain("input", drop=True)] == ["extra-cut"]
+    assert not policy.admits(ip_address("10.90.0.1"), 22, None)
+    assert policy.admits(ip_address("10.90.0.2"), 22, None)
+
+
+def test_a_local_port_has_nothing_to_drop():
+    (fault,) = faults(extra=[{**LOCAL, "verdict": "drop", "reason": "why"}])
+    assert ".verdict: drop is for the chains" in fault

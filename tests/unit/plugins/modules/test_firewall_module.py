@@ -1,8 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 from __future__ import annotations
 
-import os
-import subprocess
 from ipaddress import ip_network
 
 import pytest
@@ -24,9 +22,9 @@ POLICY = Policy((), (Rule("in-admin-ssh", "input", "tcp", (22,), (ip_network("10
 )
 def test_the_operators_connection_must_be_admitted(connection, locked):
     said = firewall.lock_out(POLICY, connection, {})
-    assert bool(said) is locked
-    if locked:
-        assert connection.split()[0] in said and "moat_perimeter.admin.from" in said and "Nothing was touched" in said
+    assert len(said) == locked
+    for text in said:
+        assert connection.split()[0] in text and "moat_perimeter.admin.from" in text and "Nothing was touched" in text
 
 
 def test_the_interface_of_the_connection_counts():
@@ -34,24 +32,6 @@ def test_the_interface_of_the_connection_counts():
     connection = "10.90.0.1 50000 10.90.0.131 22"
     assert not firewall.lock_out(policy, connection, {"10.90.0.131": "eth1"})
     assert firewall.lock_out(policy, connection, {"10.90.0.131": "eth0"})
-
-
-def test_the_connection_is_known_from_the_environment(monkeypatch):
-    monkeypatch.setenv("SSH_CONNECTION", "10.90.0.1 50000 10.90.0.131 22")
-    assert firewall.ssh_connection() == "10.90.0.1 50000 10.90.0.131 22"
-
-
-def test_the_connection_is_known_although_sudo_cleared_the_environment(monkeypatch):
-    monkeypatch.delenv("SSH_CONNECTION", raising=False)
-    environment = {**os.environ, "SSH_CONNECTION": "10.90.0.7 50000 10.90.0.131 22"}
-    script = "env -i sleep 30 & echo $!; wait"
-    with subprocess.Popen(["sh", "-c", script], env=environment, stdout=subprocess.PIPE, text=True) as parent:
-        child = int(parent.stdout.readline())
-        try:
-            monkeypatch.setattr(os, "getppid", lambda: child)
-            assert firewall.ssh_connection() == "10.90.0.7 50000 10.90.0.131 22"
-        finally:
-            os.kill(child, 15)
 
 
 def test_a_user_is_a_number():
