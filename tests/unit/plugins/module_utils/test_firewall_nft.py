@@ -81,7 +81,7 @@ def test_rules_become_sets_and_lines():
     assert "out-link_6" not in text
     asked = "ip saddr @extra-web_4 meta l4proto tcp ct original proto-dst {} counter accept"
     assert [asked.format(port) in text for port in (80, 443)] == [True, True]
-    assert "elements = { 10.120.0.11/32, 10.120.0.12/32 }" in text
+    assert "elements = { 10.120.0.11, 10.120.0.12 }" in text
     assert "# reason: a new line" in chain(text, "forward")
 
 
@@ -126,21 +126,71 @@ def test_a_segments_addresses_come_by_its_interface_only():
         assert lines.index("jump spoof") < next(i for i, line in enumerate(lines) if "ct state established" in line)
 
 
-def test_the_closed_ruleset_only_adds():
-    text = nft.closed()
-    assert "delete" not in text and "flush" not in text
-    assert text.count("policy drop;") == 3
-    assert "accept" not in text
-
-
 def test_elements_change_in_one_transaction():
     text = nft.elements_change(POLICY, ["in-admin-ssh_6", "out-link_4"])
     assert text.splitlines() == [
         "flush set inet moat in-admin-ssh_6",
         "add element inet moat in-admin-ssh_6 { fd00:90::/124 }",
         "flush set inet moat out-link_4",
-        "add element inet moat out-link_4 { 10.120.0.11/32, 10.120.0.12/32 }",
+        "add element inet moat out-link_4 { 10.120.0.11, 10.120.0.12 }",
     ]
+
+
+def of_peers(*peers):
+    return Policy((), (Rule("a", "input", "tcp", (22,), nets(*peers)),), "6/minute")
+
+
+def live_set(*members):
+    return nft.Listing({}, {}, {"a_4": list(members)})
+
+
+def test_single_hosts_are_added_and_deleted_one_by_one():
+    text = nft.elements_change(of_peers("10.0.0.1", "10.0.0.9", "10.0.0.10"), ["a_4"], live_set("10.0.0.1", "10.0.0.2"))
+    assert text.splitlines() == [
+        "delete element inet moat a_4 { 10.0.0.2 }",
+        "add element inet moat a_4 { 10.0.0.10, 10.0.0.9 }",
+    ]
+    text = nft.elements_change(of_peers("10.0.0.1"), ["a_4"], live_set("10.0.0.1", "10.0.0.2"))
+    assert text == "delete element inet moat a_4 { 10.0.0.2 }\n"
+
+
+@pytest.mark.parametrize(
+    ("peers", "members"),
+    [
+        (("10.0.0.1/32", "10.1.0.0/16"), ("10.0.0.1",)),  # networks
+        (("10.0.0.1",), ()),  # emptied by hand
+        (("10.0.0.1",), ({"elem": {"val": "10.0.0.1", "comment": "by hand"}},)),
+    ],
+)
+def test_other_sets_are_replaced(peers, members):
+    lines = nft.elements_change(of_peers(*peers), ["a_4"], live_set(*members)).splitlines()
+    assert lines == ["flush set inet moat a_4", f"add element inet moat a_4 {{ {', '.join(peers)} }}"]
+
+
+def test_a_set_gets_back_what_it_had():
+    member = {"prefix": {"addr": "10.2.0.0", "len": 24}}
+    live = live_set("10.0.0.1", member, {"range": ["10.3.0.1", "10.3.0.5"]}, {"elem": {"val": member, "comment": "x"}})
+    assert nft.elements_undo(live, ["a_4"]).splitlines() == [
+        "flush set inet moat a_4",
+        "add element inet moat a_4 { 10.0.0.1, 10.2.0.0/24, 10.3.0.1-10.3.0.5, 10.2.0.0/24 }",
+    ]
+    assert nft.elements_undo(live_set(), ["a_4"]) == "flush set inet moat a_4\n"
+
+
+def test_only_a_set_with_a_network_is_one_of_intervals():
+    singles, mixed = nft.ruleset(of_peers("10.0.0.2", "10.0.0.1")), nft.ruleset(of_peers("10.0.0.0/24", "10.0.1.1"))
+    assert "\tset a_4 {\n\t\ttype ipv4_addr\n\t\telements = { 10.0.0.1, 10.0.0.2 }\n\t}\n" in singles
+    assert "\t\tflags interval\n\t\tauto-merge\n\t\telements = { 10.0.0.0/24, 10.0.1.1/32 }\n" in mixed
+
+
+def test_what_lies_in_another_network_says_nothing_new():
+    peers = ("10.0.0.0/8", "10.0.0.0/24", "10.255.255.255", "11.0.0.0", "11.0.0.0")
+    assert nft.elements(of_peers(*peers).rules[0], 4) == ["10.0.0.0/8", "11.0.0.0/32"]
+
+
+def test_addresses_are_written_as_the_kernel_lists_them():
+    rule = Rule("a", "input", "tcp", (22,), nets("fd00:0::0005", "::ffff:0a00:0001", "fd00::10"))
+    assert rule.hosts(6) == ("::ffff:10.0.0.1", "fd00::5", "fd00::10")
 
 
 def test_only_admitted_connections_are_handed_over():
@@ -253,6 +303,86 @@ def test_every_change_by_hand_is_a_difference_of_the_table(items):
 def test_other_elements_are_a_difference_of_elements(members):
     items = changed(2, ("set", "elem"), members)
     assert nft.compare(listing(items), listing(LISTED)) == nft.Difference("elements", ("a_4",))
+
+
+def test_the_candidate_is_the_ruleset_without_members():
+    policy = of_peers("10.0.0.0/24", "10.0.1.1")
+    text = nft.candidate(policy)
+    assert "elements" not in text
+    assert [line for line in nft.ruleset(policy).splitlines() if "elements" not in line] == text.splitlines()
+    empty = nft.Listing({}, {}, {"a_4": [], "handover_4": []})
+    assert nft.complete(empty, policy).elements == {"a_4": ["10.0.0.0/24", "10.0.1.1/32"], "handover_4": []}
+
+
+PREFIX = {"prefix": {"addr": "10.0.0.0", "len": 24}}
+
+
+@pytest.mark.parametrize(
+    ("peers", "members", "kind"),
+    [
+        (("10.0.0.1", "10.0.0.2"), ("10.0.0.2", "10.0.0.1"), "none"),
+        (("10.0.0.1", "10.0.0.2"), ("10.0.0.1", "10.0.0.3"), "elements"),
+        (("10.0.0.1", "10.0.0.2"), ("10.0.0.1",), "elements"),
+        (("10.0.0.1",), ({"elem": {"val": "10.0.0.1", "comment": "by hand"}},), "elements"),
+        # as the kernel merges them
+        (("10.0.0.0/25", "10.0.0.128/25"), (PREFIX,), "none"),
+        (("10.0.0.0/24", "10.0.1.0", "10.9.0.0"), ({"range": ["10.0.0.0", "10.0.1.0"]}, "10.9.0.0"), "none"),
+        (("10.0.0.0/24", "10.0.1.0"), (PREFIX,), "elements"),
+        (("10.0.0.0/24",), (PREFIX, "10.0.1.0"), "elements"),
+        (("10.0.0.0/24",), (), "elements"),
+        (("10.0.0.0/24",), ({"concat": ["10.0.0.0", 5]},), "elements"),
+    ],
+)
+def test_members_are_compared_by_what_they_admit(peers, members, kind):
+    candidate = nft.complete(nft.Listing({}, {}, {"a_4": []}), of_peers(*peers))
+    assert nft.compare(live_set(*members), candidate).kind == kind
+
+
+def counted(chain_name, comment, packets, right=None):
+    expr = [{"counter": {"packets": packets, "bytes": packets * 60}}, {"accept": None}]
+    if right is not None:
+        expr.insert(
+            0, {"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": right}}
+        )
+    return {"rule": {"family": "inet", "table": "moat", "chain": chain_name, "comment": comment, "expr": expr}}
+
+
+def test_rules_that_stay_keep_their_counters():
+    live = listing(
+        [
+            counted("input", "in-admin-ssh", 6, "@in-admin-ssh_6"),
+            counted("forward", "extra-web", 80, "@extra-web_4"),
+            counted("forward", "extra-web", 443, "@extra-web_4"),
+            counted("input", "deny-input", 9),
+            counted("output", "gone", 7),
+            {
+                "rule": {
+                    "family": "inet",
+                    "table": "moat",
+                    "chain": "input",
+                    "expr": [{"counter": {"packets": 3, "bytes": 4}}],
+                }
+            },
+        ]
+    )
+    text = nft.carry_counters(nft.ruleset(POLICY), live)
+    tail = 'counter packets {} bytes {} accept comment "{}"'
+    lines = chain(text, "input")
+    # the rule of IPv4 came before that of IPv6, and is new
+    assert "ip saddr @in-admin-ssh_4 tcp dport 22 " + tail.format(0, 0, "in-admin-ssh") in lines
+    assert "ip6 saddr @in-admin-ssh_6 tcp dport 22 " + tail.format(6, 360, "in-admin-ssh") in lines
+    assert 'counter packets 9 bytes 540 drop comment "deny-input"' in lines
+    for port in (80, 443):
+        match = f"ip saddr @extra-web_4 meta l4proto tcp ct original proto-dst {port} "
+        assert match + tail.format(port, port * 60, "extra-web") in chain(text, "forward")
+    assert 'counter packets 0 bytes 0 drop comment "deny-output"' in chain(text, "output")
+    assert re.sub(r" packets \d+ bytes \d+", "", text) == nft.ruleset(POLICY)
+
+
+def test_a_listing_without_counters_leaves_the_ruleset_alone():
+    text = nft.ruleset(POLICY)
+    assert nft.carry_counters(text, None) == text
+    assert nft.carry_counters(text, nft.Listing({}, {}, {})) == text
 
 
 def test_no_table_is_a_difference_of_the_table():
