@@ -246,3 +246,29 @@ def test_a_rule_that_drops_is_before_all_that_admit():
 def test_a_local_port_has_nothing_to_drop():
     (fault,) = faults(extra=[{**LOCAL, "verdict": "drop", "reason": "why"}])
     assert ".verdict: drop is for the chains" in fault
+
+
+def test_addresses_are_looked_up_in_networks_of_every_length():
+    networks = policies.Networks.of([policies.ip_network(text) for text in ("10.0.0.0/8", "192.0.2.1", "fd00::/64")])
+    inside = ("10.0.0.0", "10.255.255.255", "192.0.2.1", "fd00::ffff")
+    outside = ("9.255.255.255", "11.0.0.0", "192.0.2.2", "fd00:0:0:1::", "::", "0.0.0.0", "::ffff:10.0.0.1")
+    for known in (networks, policies.Networks.of_plain(networks.plain())):
+        assert [ip_address(text) in known for text in inside] == [True] * len(inside)
+        assert [ip_address(text) in known for text in outside] == [False] * len(outside)
+    assert ip_address("10.0.0.1") not in policies.Networks.of([])
+
+
+@pytest.mark.parametrize(
+    "text", ["010.0.0.1", "10.0.1", "10.0.0.1\0", "10.0.0.256", "", "\N{DEGREE SIGN}", "1.2.3.4%eth0"]
+)
+def test_what_only_looks_like_an_address_is_no_network(text):
+    (fault,) = faults(rules=[{**SSH, "peers4": [text]}])
+    assert fault.startswith("rules[0] (in-admin-ssh).peers4[0]: ") and "is no network" in fault
+
+
+def test_a_single_host_is_the_network_of_its_length():
+    policy = read([{**SSH, "peers4": ["10.90.0.2", "10.90.0.1/32"], "peers6": ["fd00:90::0:1"]}])
+    assert [str(network) for network in policy.rules[0].peers] == ["10.90.0.2/32", "10.90.0.1/32", "fd00:90::1/128"]
+    assert policy.rules[0].hosts(4) == ("10.90.0.1", "10.90.0.2")
+    assert policy.rules[0].hosts(6) == ("fd00:90::1",)
+    assert read([SSH]).rules[0].hosts(4) == ()
