@@ -78,6 +78,10 @@ class Row:
             ports.setdefault(ENGINE_PORT, False)
         if "ca" in self.plan:
             ports[self.plan["ca"]["port"]] = True
+        if "egress_proxy" in self.plan:
+            ports[self.plan["egress_proxy"]["port"]] = True
+        if "private_dns" in self.plan:
+            ports[names.DNS_PORT] = True
         return dict(sorted(ports.items()))
 
     def _gateway_cells(self, address: Address) -> Iterator[Data]:

@@ -13,6 +13,7 @@ from ansible_collections.moat.inference.plugins.module_utils.perimeter.model imp
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.names import (
     CONNECTOR_SOCKETS,
     DNS_NAME_LENGTH,
+    DNS_PORT,
     LINK_SEGMENT,
     client_name,
     model_name,
@@ -64,12 +65,19 @@ def _sources(intent: Intent) -> Iterable[tuple[str, Network]]:
 def check_ports(intent: Intent, faults: Faults) -> None:
     """Ports of different parts differ, so that no rule opens more than it names."""
     owners: dict[int, str] = dict.fromkeys(intent.admin.ports, f"{ROOT}.admin.ports")
-    named = (
+    if intent.dns is not None:
+        if DNS_PORT in owners:
+            remedy = f"write another port, or remove {ROOT}.dns"
+            faults.add(f"{ROOT}.admin.ports", DNS_PORT, f"is the port of {ROOT}.dns too", remedy)
+        owners[DNS_PORT] = f"{ROOT}.dns"
+    named = [
         (f"{ROOT}.admin.metrics_port", intent.admin.metrics_port),
         (f"{ROOT}.gateway.port", intent.gateway_port),
         (f"{ROOT}.ca.port", intent.ca.port),
         (f"{ROOT}.link.port", intent.link.port),
-    )
+    ]
+    if intent.proxy is not None:
+        named.append((f"{ROOT}.proxy.port", intent.proxy.port))
     for path, port in named:
         owner = owners.setdefault(port, path)
         if owner != path:
@@ -90,6 +98,13 @@ def resolve(intent: Intent, inventory: Inventory) -> None:
         intent.clients[client.name] = replace(client, hosts=inventory.resolve(client.select))
     for service in list(intent.services.values()):
         intent.services[service.name] = replace(service, hosts=inventory.resolve(service.select))
+    if intent.proxy is not None:
+        intent.proxy = replace(intent.proxy, hosts=inventory.resolve(intent.proxy.select))
+    if intent.dns is not None:
+        forward = intent.dns.forward
+        if forward is not None:
+            forward = replace(forward, hosts=inventory.resolve(forward.select))
+        intent.dns = replace(intent.dns, forward=forward, hosts=inventory.resolve(intent.dns.select))
     intent.egress = tuple(replace(egress, hosts=inventory.resolve(egress.select)) for egress in intent.egress)
     if intent.ca.host:
         inventory.resolve({intent.ca.host: f"{ROOT}.ca.host"}, single=True)
@@ -164,22 +179,22 @@ def check_connectors(intent: Intent, faults: Faults) -> None:
 
 def check_families(intent: Intent, hosts: dict[str, Host], faults: Faults) -> None:
     """Both ends of every flow need an address family in common."""
-    by_model = {name: _families(model.hosts, hosts) for name, model in intent.models.items()}
+    by_model = {name: families_of(model.hosts, hosts) for name, model in intent.models.items()}
     for client in intent.clients.values():
-        own = _families(client.hosts, hosts)
+        own = families_of(client.hosts, hosts)
         for model in client.models:
-            _check_pairs(f"{ROOT}.clients.{client.name}.hosts", own, by_model.get(model, {}), f"model {model}", faults)
+            check_pairs(f"{ROOT}.clients.{client.name}.hosts", own, by_model.get(model, {}), f"model {model}", faults)
     if intent.ca.host not in hosts:
         return
-    authority = _families((intent.ca.host,), hosts)
+    authority = families_of((intent.ca.host,), hosts)
     for name, families in by_model.items():
-        _check_pairs(f"{ROOT}.models.{name}.hosts", families, authority, "the certificate authority", faults)
+        check_pairs(f"{ROOT}.models.{name}.hosts", families, authority, "the certificate authority", faults)
     for client in intent.clients.values():
-        own = _families(client.hosts, hosts)
-        _check_pairs(f"{ROOT}.clients.{client.name}.hosts", own, authority, "the certificate authority", faults)
+        own = families_of(client.hosts, hosts)
+        check_pairs(f"{ROOT}.clients.{client.name}.hosts", own, authority, "the certificate authority", faults)
 
 
-def _families(names: Iterable[str], hosts: dict[str, Host]) -> dict[tuple[int, ...], str]:
+def families_of(names: Iterable[str], hosts: dict[str, Host]) -> dict[tuple[int, ...], str]:
     """One host for each combination of families: pairs of combinations are few, pairs of hosts are many."""
     found: dict[tuple[int, ...], str] = {}
     for name in names:
@@ -187,7 +202,7 @@ def _families(names: Iterable[str], hosts: dict[str, Host]) -> dict[tuple[int, .
     return found
 
 
-def _check_pairs(
+def check_pairs(
     path: str, own: dict[tuple[int, ...], str], others: dict[tuple[int, ...], str], title: str, faults: Faults
 ) -> None:
     for families, host in own.items():

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from ansible_collections.moat.inference.plugins.module_utils.perimeter import check
+from ansible_collections.moat.inference.plugins.module_utils.perimeter import check, check_egress
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.addresses import HAS_NETADDR
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.cells import source_cells
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.faults import Fault, Faults, IntentError
@@ -79,8 +79,18 @@ def digest(intent: Intent, hosts: dict[str, Host]) -> str:
             del item["select"]
             if "wanted" in item:
                 item["wanted"] = sorted(item["wanted"])
-    for item in data["egress"]:
-        del item["select"]
+    for item in (*data["egress"], data["proxy"], data["dns"], (data["dns"] or {}).get("forward")):
+        if item is not None:
+            del item["select"]
+    # What is not written is not there, so that an intent keeps its digest when the compiler learns more keys.
+    for part in ("proxy", "dns"):
+        if data[part] is None:
+            del data[part]
+    for segment in data["segments"].values():
+        if segment["default_route"]:
+            del segment["default_route"]
+        if not segment["routers"]:
+            del segment["routers"]
     shown = {"schema": SCHEMA, "intent": data, "hosts": {name: asdict(host) for name, host in hosts.items()}}
     return hashlib.sha256(json.dumps(shown, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -106,5 +116,9 @@ def compile_intent(intent: Any, inventory: dict[str, Any]) -> Plan:
     check.check_connectors(read, faults)
     check.check_families(read, read_inventory.hosts, faults)
     check.run_tests(read, check.reached(read), faults)
+    check_egress.check(read, read_inventory.hosts, faults)
     faults.stop()
-    return Plan(read, read_inventory.hosts, read_inventory.probes)
+    plan = Plan(read, read_inventory.hosts, read_inventory.probes)
+    check_egress.check_routes(read, plan.planner, faults)
+    faults.stop()
+    return plan

@@ -66,6 +66,9 @@ class Faults:
     def is_secret(self, path: str) -> bool:
         return path in self._secret_paths
 
+    def has(self, path: str) -> bool:
+        return any(fault.path == path for fault in self._faults)
+
     def __len__(self) -> int:
         return len(self._faults)
 

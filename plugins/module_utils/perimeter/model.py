@@ -17,6 +17,11 @@ class Segment:
     networks: tuple[Network, ...]
     vlan: int | None
     written: tuple[int, ...] = ()  # the families that a network was written for, even if it was refused
+    routers: tuple[Address, ...] = ()
+    default_route: bool = True
+
+    def router(self, family: int) -> Address | None:
+        return next((router for router in self.routers if router.family == family), None)
 
     def network(self, family: int) -> Network | None:
         return next((network for network in self.networks if network.family == family), None)
@@ -101,6 +106,37 @@ class Egress:
 
 
 @dataclass(frozen=True)
+class Parent:
+    address: Address
+    port: int
+
+
+@dataclass(frozen=True)
+class Proxy:
+    select: dict[str, str]
+    port: int
+    networks: tuple[Network, ...]  # where it may connect to; every public network when empty
+    resolvers: tuple[Address, ...]
+    parents: tuple[Parent, ...]
+    upload_limit: str | None
+    hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Forward:
+    to: tuple[Address, ...]
+    select: dict[str, str]
+    hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dns:
+    select: dict[str, str]
+    forward: Forward | None
+    hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class PolicyTest:
     index: int
     client: str
@@ -122,6 +158,8 @@ class Intent:
     clients: dict[str, Client]
     services: dict[str, Service]
     egress: tuple[Egress, ...]
+    proxy: Proxy | None
+    dns: Dns | None
     tests: tuple[PolicyTest, ...]
 
 

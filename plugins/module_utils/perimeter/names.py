@@ -20,6 +20,8 @@ CONNECTOR_SOCKETS = ("admin", "master")  # the connector's own, beside the clien
 RULE_ID_LENGTH = 48
 COMMON_NAME_LENGTH = 64  # ub-common-name, RFC 5280, appendix A.1
 DNS_NAME_LENGTH = 253
+DNS_PORT = 53
+DNS_PORTS = (DNS_PORT, 853)  # and DNS over TLS
 
 
 def is_label(text: str) -> bool:
@@ -66,6 +68,11 @@ def gateway_uri(host: str, domain: str) -> str:
 
 def client_uri(client: str, domain: str) -> str:
     return f"spiffe://{domain}/client/{client}"
+
+
+def egress_rule(index: int) -> str:
+    """What the proxy's log calls an entry of the intent."""
+    return f"egress-{index}"
 
 
 def model_socket(model: str) -> str:

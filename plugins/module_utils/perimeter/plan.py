@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Any
 
-from ansible_collections.moat.inference.plugins.module_utils.perimeter import names
+from ansible_collections.moat.inference.plugins.module_utils.perimeter import flows, names
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.addresses import Address
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.egress import Egresses
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.flows import Data
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.model import Client, Host, Intent, Service
-
-Data = dict[str, Any]
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.naming import Naming
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.routes import host_routes
 
 
 class Planner:
@@ -36,6 +37,8 @@ class Planner:
         for service in intent.services.values():
             for host in service.hosts:
                 self.services_of[host].append(service)
+        self.egress = Egresses(self)
+        self.naming = Naming(self)
 
     def is_gateway(self, host: str) -> bool:
         return host in self.models_on
@@ -50,12 +53,25 @@ class Planner:
         return host == self.intent.ca.host
 
     def roles(self, host: str) -> list[str]:
-        """The roles of a host, in order of application."""
+        """The roles of a host, in order of application: what installs software through the proxy comes after the proxy."""
+        found = ["firewall"]
+        if self.egress.is_proxy(host):
+            found.append("egress_proxy")
+        if self.is_sheltered(host):
+            found.append("egress_client")
+        if self.naming.is_server(host):
+            found.append("private_dns")
         if self.is_gateway(host):
-            return ["firewall", "private_link", "certificate", "model_server", "gateway"]
+            return [*found, "private_link", "certificate", "model_server", "gateway"]
         if self.is_client_host(host):
-            return ["firewall", "private_link", "certificate", "connector"]
-        return ["firewall", "ca"] if self.is_authority(host) else ["firewall"]
+            return [*found, "private_link", "certificate", "connector"]
+        return [*found, "ca"] if self.is_authority(host) else found
+
+    def is_sheltered(self, host: str) -> bool:
+        """Whether anything of proxy, names or routes is set on a host."""
+        intent = self.intent
+        bare = not intent.segments[self.hosts[host].segment].default_route
+        return bare or intent.proxy is not None or intent.dns is not None
 
     def clients_at(self, host: str) -> dict[str, tuple[Client, list[str]]]:
         """The clients that a gateway serves, each with its models on that host; sorted by name."""
@@ -80,10 +96,25 @@ class Planner:
         families = host.families
         return next(address for address in other.addresses if address.family in families)
 
+    def authority_of(self, host: Host, other: str) -> str:
+        """The address by which `host` reaches another, as a URL has it."""
+        address = self.common_address(host, self.hosts[other])
+        return f"[{address.text}]" if address.family == 6 else address.text
+
     def plan(self, name: str) -> Data:
         host = self.hosts[name]
         roles = self.roles(name)
         plan: Data = {"name": name, "segment": host.segment, "roles": roles, "firewall": self._firewall(host)}
+        if "egress_proxy" in roles:
+            plan["egress_proxy"] = self.egress.proxy(host)
+        if "egress_client" in roles:
+            plan["egress_client"] = self.egress.client(host)
+        if not self.intent.segments[host.segment].default_route:
+            plan["routes"] = host_routes(self.intent, host, plan["firewall"]["rules"])
+        if self.intent.dns is not None:
+            plan["resolvers"] = self.naming.resolvers(host)
+        if "private_dns" in roles:
+            plan["private_dns"] = self.naming.server(host)
         if "private_link" in roles:
             plan["private_link"] = self._private_link(host)
         if "certificate" in roles:
@@ -104,7 +135,7 @@ class Planner:
         shown = {
             "name": segment.name,
             "interface": host.interface,
-            "addresses": texts(host.addresses),
+            "addresses": flows.texts(host.addresses),
             "networks": networks,
         }
         segments = [shown]
@@ -115,19 +146,22 @@ class Planner:
                 {
                     "name": names.LINK_SEGMENT,
                     "interface": link.interface,
-                    "addresses": texts(host.link),
+                    "addresses": flows.texts(host.link),
                     "networks": of_link,
                 }
             )
-        return {"segments": segments, "rules": sorted(self._rules(host), key=lambda rule: rule["id"])}
+        return {"segments": segments, "rules": self.rules(host)}
+
+    def rules(self, host: Host) -> list[Data]:
+        return sorted(self._rules(host), key=lambda rule: str(rule["id"]))
 
     def _rules(self, host: Host) -> Iterable[Data]:
         intent, name = self.intent, host.name
-        sources = by_family((network.family, network.text) for network in intent.admin.sources)
-        administration = rule("in-admin-ssh", "input", "tcp", intent.admin.ports, sources, "administration")
+        sources = flows.of_networks(intent.admin.sources)
+        administration = flows.rule("in-admin-ssh", "input", "tcp", intent.admin.ports, sources, "administration")
         yield {**administration, "admin": True}  # all that is loaded where the ruleset cannot be
         if self.is_gateway(name):
-            yield rule(
+            yield flows.rule(
                 "in-admin-metrics",
                 "input",
                 "tcp",
@@ -148,12 +182,12 @@ class Planner:
                 }
         if self.holds_certificate(name):
             authority = self.hosts[intent.ca.host]
-            yield rule(
+            yield flows.rule(
                 "out-ca",
                 "output",
                 "tcp",
                 [intent.ca.port],
-                self._of_hosts(host, [authority.name]),
+                self.of_hosts(host, [authority.name]),
                 f"certificates from {authority.name}",
             )
         if self.is_authority(name):
@@ -162,17 +196,19 @@ class Planner:
                 ("in-ca-gateways", self.models_on, "gateways"),
             ):
                 if owners:
-                    yield rule(
+                    yield flows.rule(
                         rule_name,
                         "input",
                         "tcp",
                         [intent.ca.port],
-                        self._of_hosts(host, owners),
+                        self.of_hosts(host, owners),
                         f"certificates for the {title}",
                     )
+        yield from self.egress.rules(host)
+        yield from self.naming.rules(host)
         for service in self.services_of.get(name, ()):
-            targets = by_family((network.family, network.text) for network in service.networks)
-            yield rule(
+            targets = flows.of_networks(service.networks)
+            yield flows.rule(
                 names.rule_id("out-service", service.name),
                 "output",
                 service.protocol,
@@ -191,24 +227,24 @@ class Planner:
             return
         link = self.intent.link
         gateway = self.is_gateway(host.name)
-        outer = self._of_hosts(host, others)
+        outer = self.of_hosts(host, others)
         title = f"private link with the {'client hosts' if gateway else 'gateways'}"
         # Both ends open the link to each other: either may have something to send first.
         for chain, rule_name in (("input", "in-link"), ("output", "out-link")):
-            yield rule(rule_name, chain, "udp", [link.port], outer, title, segment=host.segment)
+            yield flows.rule(rule_name, chain, "udp", [link.port], outer, title, segment=host.segment)
         chain, rule_name = ("input", "in-gateway") if gateway else ("output", "out-gateway")
         title = "client hosts to the gateway" if gateway else "to the gateways"
-        port, inner = self.intent.gateway_port, self._of_links(others)
-        yield rule(rule_name, chain, "tcp", [port], inner, title, interface=link.interface)
+        port, inner = self.intent.gateway_port, self.of_links(others)
+        yield flows.rule(rule_name, chain, "tcp", [port], inner, title, interface=link.interface)
 
-    def _of_hosts(self, host: Host, others: Iterable[str]) -> dict[int, list[str]]:
+    def of_hosts(self, host: Host, others: Iterable[str]) -> dict[int, list[str]]:
         """Segment addresses of other hosts, in the families this host has."""
         families = host.families
         addresses = (address for other in others for address in self.hosts[other].addresses)
-        return of_addresses(address for address in addresses if address.family in families)
+        return flows.of_addresses(address for address in addresses if address.family in families)
 
-    def _of_links(self, others: Iterable[str]) -> dict[int, list[str]]:
-        return of_addresses(address for other in others for address in self.hosts[other].link)
+    def of_links(self, others: Iterable[str]) -> dict[int, list[str]]:
+        return flows.of_addresses(address for other in others for address in self.hosts[other].link)
 
     def _private_link(self, host: Host) -> Data:
         link = self.intent.link
@@ -252,9 +288,7 @@ class Planner:
 
     def _certificate_ca(self, host: Host) -> Data:
         ca = self.intent.ca
-        address = self.common_address(host, self.hosts[ca.host])
-        shown = f"[{address.text}]" if address.family == 6 else address.text
-        return {"url": f"https://{shown}:{ca.port}", "host": ca.host}
+        return {"url": f"https://{self.authority_of(host, ca.host)}:{ca.port}", "host": ca.host}
 
     def _ca(self, host: Host) -> Data:
         ca, domain = self.intent.ca, self.intent.domain
@@ -265,7 +299,7 @@ class Planner:
         return {
             "name": domain,
             "port": ca.port,
-            "dns_names": [names.ca_name(host.name, domain), *texts(host.addresses)],
+            "dns_names": [names.ca_name(host.name, domain), *flows.texts(host.addresses)],
             "lifetime": ca.lifetime,
             "allowed_names": sorted(allowed),
             "trust_domain": domain,
@@ -288,12 +322,12 @@ class Planner:
         admin = self.intent.admin
         metrics = {
             "port": admin.metrics_port,
-            "addresses": texts(host.addresses),
+            "addresses": flows.texts(host.addresses),
             "peers": [network.text for network in admin.sources],
         }
         return {
             "port": self.intent.gateway_port,
-            "addresses": texts(host.link),
+            "addresses": flows.texts(host.link),
             "certificate": "gateway",
             "metrics": metrics,
             "models": [
@@ -339,49 +373,7 @@ class Planner:
         server_name = names.gateway_name(name, self.intent.domain)
         return {
             "name": name,
-            "addresses": texts(self.hosts[name].link),
+            "addresses": flows.texts(self.hosts[name].link),
             "port": self.intent.gateway_port,
             "server_name": server_name,
         }
-
-
-def texts(addresses: Iterable[Address]) -> list[str]:
-    return [address.text for address in addresses]
-
-
-def of_addresses(addresses: Iterable[Address]) -> dict[int, list[str]]:
-    """Each address once, as a network of one, in the order of the numbers."""
-    return by_family((address.family, address.host_network()) for address in sorted(set(addresses)))
-
-
-def by_family(networks: Iterable[tuple[int, str]]) -> dict[int, list[str]]:
-    found: dict[int, list[str]] = {4: [], 6: []}
-    for family, text in networks:
-        found[family].append(text)
-    return found
-
-
-def rule(
-    rule_id: str,
-    chain: str,
-    protocol: str,
-    ports: Iterable[int],
-    peers: dict[int, list[str]],
-    comment: str,
-    segment: str | None = None,
-    interface: str | None = None,
-) -> Data:
-    made: Data = {
-        "id": rule_id,
-        "chain": chain,
-        "protocol": protocol,
-        "ports": list(ports),
-        "peers4": list(peers[4]),
-        "peers6": list(peers[6]),
-        "comment": comment,
-    }
-    if segment:
-        made["segment"] = segment
-    if interface:
-        made["interface"] = interface
-    return made

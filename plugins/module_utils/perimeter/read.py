@@ -8,8 +8,8 @@ from typing import Any
 
 from ansible_collections.moat.inference.plugins.module_utils.model_server import argument_faults
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.addresses import (
-    AddressError,
-    parse_address,
+    Address,
+    Network,
     parse_network,
 )
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.faults import Absent, Faults, find_secrets
@@ -17,7 +17,6 @@ from ansible_collections.moat.inference.plugins.module_utils.perimeter.model imp
     Admin,
     Authority,
     Client,
-    Egress,
     Intent,
     Limits,
     Link,
@@ -26,11 +25,30 @@ from ansible_collections.moat.inference.plugins.module_utils.perimeter.model imp
     Segment,
     Service,
 )
-from ansible_collections.moat.inference.plugins.module_utils.perimeter.names import is_domain
-from ansible_collections.moat.inference.plugins.module_utils.perimeter.section import PORTS, Section
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.names import is_domain, is_edge_of
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.read_egress import (
+    read_dns,
+    read_egress,
+    read_proxy,
+)
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.section import PORTS, Section, read_address
 
 ROOT = "moat_perimeter"
-ROOT_KEYS = ("domain", "segments", "link", "admin", "ca", "gateway", "models", "clients", "services", "egress", "tests")
+ROOT_KEYS = (
+    "domain",
+    "segments",
+    "link",
+    "admin",
+    "ca",
+    "gateway",
+    "models",
+    "clients",
+    "services",
+    "egress",
+    "proxy",
+    "dns",
+    "tests",
+)
 INTERFACE = re.compile(r"[a-z0-9][a-z0-9_.-]{0,14}")  # IFNAMSIZ is 16, its last byte 0
 USER = re.compile(r"[a-z_][a-z0-9_-]{0,31}")  # useradd(8)
 SOURCE = re.compile(r"(/[A-Za-z0-9._@+-]+)+")
@@ -71,16 +89,6 @@ def lifetime_remedy(text: str) -> str | None:
     return None if 5 <= minutes <= 24 * 60 else "write a duration between 5m and 24h, such as 24h or 90m"
 
 
-def egress_host_remedy(text: str) -> str | None:
-    try:
-        parse_address(text)
-    except AddressError:
-        name = text[2:] if text.startswith("*.") else text
-        good = is_domain(name) and "." in name
-        return None if good else "write a DNS name with at least one dot, such as packages.example.org or *.example.org"
-    return "write the name of the host: what may leave is named, never an address"
-
-
 def read_intent(value: Any, faults: Faults) -> Intent:
     """The intent as far as it can be read; every fault found is in `faults`."""
     find_secrets(value, ROOT, faults)
@@ -92,18 +100,15 @@ def read_intent(value: Any, faults: Faults) -> Intent:
         link=read_link(root),
         admin=read_admin(root),
         ca=read_ca(root),
-        gateway_port=optional(root, "gateway", ("port",)).number("port", *PORTS, default=8443),
+        gateway_port=root.section("gateway", ("port",)).number("port", *PORTS, default=8443),
         models={name: read_model(root, name, path, item) for name, path, item in root.named("models")},
         clients={name: read_client(root, name, path, item) for name, path, item in root.named("clients")},
         services={name: read_service(root, name, path, item) for name, path, item in root.named("services")},
         egress=tuple(read_egress(root, index, path, item) for index, (path, item) in enumerate(root.items("egress"))),
+        proxy=read_proxy(root),
+        dns=read_dns(root),
         tests=tuple(test for test in tests if test is not None),
     )
-
-
-def optional(root: Section, key: str, keys: tuple[str, ...]) -> Section:
-    value = root.take(key)
-    return Section(root.faults, f"{root.path}.{key}", {} if value is None else value, keys)
 
 
 def read_segments(root: Section) -> dict[str, Segment]:
@@ -113,7 +118,7 @@ def read_segments(root: Section) -> dict[str, Segment]:
     if root.usable and root.data.get("segments") == {}:
         root.faults.add(f"{root.path}.segments", Absent, "is empty", remedy)
     for name, path, item in root.named("segments", remedy):
-        section = Section(root.faults, path, item, ("cidr4", "cidr6", "vlan"))
+        section = Section(root.faults, path, item, ("cidr4", "cidr6", "vlan", "router4", "router6", "default_route"))
         networks = tuple(network for network in (section.network("cidr4", 4), section.network("cidr6", 6)) if network)
         written = tuple(family for family in (4, 6) if section.data.get(f"cidr{family}") is not None)
         if section.usable and not written:
@@ -127,12 +132,33 @@ def read_segments(root: Section) -> dict[str, Segment]:
             )
         elif vlan is not None:
             vlans[vlan] = name
-        segments[name] = Segment(name, networks, vlan, written)
+        routers = tuple(router for router in (read_router(section, networks, family) for family in (4, 6)) if router)
+        segments[name] = Segment(name, networks, vlan, written, routers, section.boolean("default_route", True))
     return segments
 
 
+def read_router(section: Section, networks: tuple[Network, ...], family: int) -> Address | None:
+    """The router of a segment, which lies in it. A refused one is returned too, so that it is not missing besides."""
+    path = f"{section.path}.router{family}"
+    router = read_address(section.faults, path, section.take(f"router{family}"), family)
+    network = next((network for network in networks if network.family == family), None)
+    if router is None:
+        return None
+    if network is None:
+        if section.data.get(f"cidr{family}") is None:
+            remedy = f"add {section.path}.cidr{family}, or remove the router"
+            section.faults.add(path, router.text, f"is IPv{family}, which the segment has not", remedy)
+    elif not network.holds(router):
+        remedy = f"write an address of {network.text}"
+        section.faults.add(path, router.text, "is outside its segment", remedy)
+    elif is_edge_of(router, network):
+        problem = f"is the network or broadcast address of {network.text}"
+        section.faults.add(path, router.text, problem, "write the router's own address")
+    return router
+
+
 def read_link(root: Section) -> Link:
-    section = optional(root, "link", ("cidr4", "cidr6", "port", "interface"))
+    section = root.section("link", ("cidr4", "cidr6", "port", "interface"))
     network4, network6 = (section.network(f"cidr{family}", family) for family in (4, 6))
     return Link(
         network4 or parse_network("100.64.0.0/10"),
@@ -191,7 +217,7 @@ def read_engine_args(section: Section) -> tuple[str, ...]:
 
 def read_client(root: Section, name: str, path: str, value: Any) -> Client:
     section = Section(root.faults, path, value, ("hosts", "users", "port", "models", "limits"))
-    limits = optional(section, "limits", ("requests_per_second", "burst", "concurrent"))
+    limits = section.section("limits", ("requests_per_second", "burst", "concurrent"))
     rate = limits.number("requests_per_second", 1, 1000000, DEFAULT_LIMITS.requests_per_second)
     return Client(
         name=name,
@@ -223,23 +249,6 @@ def read_service(root: Section, name: str, path: str, value: Any) -> Service:
         networks=section.networks("to", "name the addresses that serve it, such as [10.140.0.53]"),
         protocol=section.choice("protocol", ("tcp", "udp"), required="write tcp or udp") or "tcp",
         ports=section.ports("ports", required="name its ports, such as [53]"),
-    )
-
-
-def read_egress(root: Section, index: int, path: str, value: Any) -> Egress:
-    section = Section(root.faults, path, value, ("from", "host", "ports", "reason"))
-    host = section.text("host", "name what may be reached, such as packages.example.org", egress_host_remedy) or ""
-    reason = section.text("reason")
-    if host.startswith("*.") and not reason:
-        root.faults.add(
-            f"{path}.host", host, "is a wildcard without a reason", f"name the hosts one by one, or add {path}.reason"
-        )
-    return Egress(
-        index=index,
-        select=section.texts("from", "name the hosts that need it: a group, a host or a list of these", single=True),
-        host=host,
-        ports=section.ports("ports", default=(443,)),
-        reason=reason,
     )
 
 

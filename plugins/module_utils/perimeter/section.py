@@ -8,14 +8,17 @@ from typing import Any, Callable
 
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.addresses import (
     PRIVATE_WORDS,
+    Address,
     AddressError,
     Network,
     is_private,
+    parse_address,
     parse_network,
     sort_networks,
 )
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.faults import Absent, Faults, kind, suggest
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.names import is_label, label_remedy
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.special import is_host
 
 PORTS = (1, 65535)
 
@@ -41,6 +44,11 @@ class Section:
         if value is None and required and self.usable:
             self.faults.add(f"{self.path}.{key}", Absent, "is missing", required)
         return value
+
+    def section(self, key: str, keys: tuple[str, ...]) -> Section:
+        """A map that need not be there."""
+        value = self.take(key)
+        return Section(self.faults, f"{self.path}.{key}", {} if value is None else value, keys)
 
     def text(self, key: str, required: str = "", check: Callable[[str], str | None] | None = None) -> str | None:
         """A string; `check` returns the remedy when the string will not do."""
@@ -100,6 +108,15 @@ class Section:
             return True
         return False
 
+    def boolean(self, key: str, default: bool) -> bool:
+        value = self.take(key)
+        if value is None or isinstance(value, bool):
+            return default if value is None else value
+        self.faults.add(
+            f"{self.path}.{key}", value, f"is {kind(value)}, not a boolean", "write true or false, without quotes"
+        )
+        return default
+
     def items(self, key: str, required: str = "", single: bool = False) -> Iterator[tuple[str, Any]]:
         """Path and value of each item of a list; with `single`, a lone string is a list of one."""
         value = self.take(key, required)
@@ -149,6 +166,17 @@ class Section:
                 found.append(network)
         return sort_networks(found)
 
+    def addresses(self, key: str, required: str) -> tuple[Address, ...]:
+        """Different addresses of other hosts, in the order written."""
+        found: list[Address] = []
+        for path, item in self.items(key, required, single=True):
+            address = read_address(self.faults, path, item)
+            if address in found:
+                self.faults.add(path, item, "is there twice", "remove one of the two")
+            elif address is not None:
+                found.append(address)
+        return tuple(found)
+
     def network(self, key: str, family: int) -> Network | None:
         return read_network(self.faults, f"{self.path}.{key}", self.take(key), family)
 
@@ -171,6 +199,28 @@ class Section:
                 self.faults.add(here, name, "is no DNS label", label_remedy(name))
             # A refused name is still read: other faults show now, and what refers to it is not refused as unknown.
             yield str(name), here, item
+
+
+def read_address(faults: Faults, path: str, value: Any, family: int = 0) -> Address | None:
+    """One address that another host may have, private or public, of the family asked for; anything else is a fault."""
+    if value is None or faults.is_secret(path):
+        return None
+    if not isinstance(value, str):
+        faults.add(path, value, f"is {kind(value)}, not an address", "write one address in quotes")
+        return None
+    try:
+        address = parse_address(value)
+    except AddressError as error:
+        faults.add(path, value, error.problem, error.remedy)
+        return None
+    if family and address.family != family:
+        remedy = f"write an IPv{family} address here"
+        faults.add(path, value, f"is IPv{address.family} where IPv{family} belongs", remedy)
+    elif not is_host(address):
+        faults.add(path, value, "is no address of another host", "write the address that the other host has")
+    else:
+        return address
+    return None
 
 
 def read_network(faults: Faults, path: str, value: Any, family: int = 0) -> Network | None:

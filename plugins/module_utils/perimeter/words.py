@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ansible_collections.moat.inference.plugins.module_utils.perimeter import names
@@ -42,13 +42,7 @@ def host_words(planner: Planner, plan: dict[str, Any]) -> list[str]:
     for service in planner.services_of.get(host, ()):
         rule = rules[names.rule_id("out-service", service.name)]
         lines.append(f"{host} may reach {peers_of(rule)} on {ports_of(rule)}, service {service.name} [{rule['id']}].")
-    for egress in planner.intent.egress:
-        if host in egress.hosts:
-            ports = listed(str(port) for port in egress.ports)
-            path = f"moat_perimeter.egress[{egress.index}]"
-            lines.append(
-                f"{host} to {egress.host} on tcp {ports}: planned as denied until an egress role exists ({path})."
-            )
+    lines += [*_egress(planner, host, rules), *_naming(planner, plan, rules), *_routes(plan)]
     lines.append(f"Everything else to, from and through {host} is denied, IPv4 and IPv6.")
     return lines
 
@@ -74,6 +68,55 @@ def _client_at_connector(host: str, client: dict[str, Any], rules: dict[str, Any
         url = f"http://127.0.0.1:{client['port']}"
         lines.append(f"local user {users} may use the connector of {name} at {url}; other users may not [{local}].")
     return lines
+
+
+def _egress(planner: Planner, host: str, rules: dict[str, Any]) -> Iterator[str]:
+    """What leaves by name, then what a proxy admits and where it goes."""
+    egresses, proxy = planner.egress, planner.intent.proxy
+    through = listed(egresses.proxies_of(host))
+    way = "out-egress, " if "out-egress" in rules else ""
+    for egress in egresses.entries_of.get(host, ()):
+        ports = listed(str(port) for port in egress.ports)
+        ids = f"{way}{names.egress_rule(egress.index)}"
+        yield f"{host} may reach {egress.host} on tcp {ports} through the proxy of {through} [{ids}]."
+    if proxy is None or not egresses.is_proxy(host):
+        return
+    if "in-egress" in rules:
+        rule = rules["in-egress"]
+        yield f"{listed(egresses.sources_of(host))} may use the proxy of {host} on {ports_of(rule)} [in-egress]."
+    yield (
+        f"the proxy of {host} resolves names with {listed(address.text for address in proxy.resolvers)} "
+        "[out-resolver-tcp, out-resolver-udp]."
+    )
+    if "out-internet" in rules:
+        where = listed(network.text for network in proxy.networks) or "every public network"
+        yield f"{host} may reach {where} on {ports_of(rules['out-internet'])} [out-internet]."
+    for name, rule in rules.items():
+        if name.startswith("out-parent-"):
+            yield f"{host} may reach the parent proxies {peers_of(rule)} on {ports_of(rule)} [{name}]."
+
+
+def _naming(planner: Planner, plan: dict[str, Any], rules: dict[str, Any]) -> Iterator[str]:
+    host = plan["name"]
+    if "out-dns-udp" in rules:
+        ids = "[out-dns-tcp, out-dns-udp]"
+        yield f"{host} may ask {peers_of(rules['out-dns-udp'])} for names under {planner.intent.domain} {ids}."
+    dns = plan.get("private_dns")
+    if dns is None:
+        return
+    if "in-dns-udp" in rules:
+        yield f"{peers_of(rules['in-dns-udp'])} may ask {host} for names [in-dns-tcp, in-dns-udp]."
+    if dns["forward"] is None:
+        yield f"{host} refuses all names that are not under {dns['domain']}."
+        return
+    to, asking = listed(dns["forward"]["to"]), listed(dns["forward"]["for"])
+    yield f"{host} asks {to} for all other names [out-forward-tcp, out-forward-udp], for {asking} only."
+
+
+def _routes(plan: dict[str, Any]) -> Iterator[str]:
+    if "routes" in plan:
+        via = listed(f"{route['to']} by {route['via']}" for route in plan["routes"]["via"])
+        yield f"{plan['name']} has no default route; its routes: {via or 'none'}."
 
 
 def listed(items: Iterable[str]) -> str:
