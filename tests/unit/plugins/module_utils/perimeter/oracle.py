@@ -7,6 +7,8 @@ import ipaddress
 from collections.abc import Iterable
 from typing import Any
 
+from ansible_collections.moat.inference.tests.unit.plugins.module_utils.perimeter import oracle_egress
+
 Address = Any  # ipaddress.IPv4Address or IPv6Address
 Flow = tuple[str, str, int, str, str]  # chain, protocol, port, scope, network
 
@@ -28,6 +30,12 @@ class Oracle:
 
     def __init__(self, intent: dict[str, Any], inventory: dict[str, Any]) -> None:
         self.intent = intent
+        self.selected = lambda select: names_in(select, inventory)
+        self.proxy, self.dns = intent.get("proxy", {}), intent.get("dns", {})
+        self.proxies, self.servers = (
+            names_in(self.proxy.get("hosts", []), inventory),
+            names_in(self.dns.get("hosts", []), inventory),
+        )
         self.variables = inventory["hosts"]
         self.hosts = sorted(name for name, item in self.variables.items() if "moat_segment" in item)
         self.probes = sorted(name for name, item in self.variables.items() if item.get("moat_probe"))
@@ -89,9 +97,13 @@ class Oracle:
         """Whether a host has a certificate."""
         return self.is_gateway(host) or any(host in hosts for hosts in self.running.values())
 
+    def bare(self, host: str) -> bool:
+        """Whether a host has no default route."""
+        return not self.intent["segments"][self.variables[host]["moat_segment"]].get("default_route", True)
+
     def rule_ids(self, host: str) -> set[str]:
         """The rules that a host has whatever its clients are called and however many there are."""
-        found = {"in-admin-ssh"}
+        found = {"in-admin-ssh", *oracle_egress.rule_ids(self, host)}
         if self.is_gateway(host):
             found.add("in-admin-metrics")
         if self.ends(host):
@@ -135,6 +147,7 @@ class Oracle:
             for other in self.hosts:
                 if self.holds(other):
                     add("input", "tcp", self.ca_port, self.shared(host, other))
+        oracle_egress.declare(self, host, add)
         for name, item in self.intent.get("services", {}).items():
             if host in self.services[name]:
                 for port in item["ports"]:
@@ -196,6 +209,7 @@ def check_plan(intent: dict[str, Any], inventory: dict[str, Any], plan: dict[str
         check_certificates(oracle, host, planned)
         check_gateway(oracle, host, planned)
         check_connector(oracle, host, planned)
+        oracle_egress.check_egress(oracle, host, planned)
     check_cells(oracle, plan["cells"])
 
 
@@ -311,6 +325,21 @@ def check_cells(oracle: Oracle, cells: dict[str, list[dict[str, Any]]]) -> None:
         for cell in row:
             assert (cell["expect"] == "allow") == cell_is_declared(oracle, source, cell), cell
     # nothing that is declared is left unproven
+    for source in oracle.hosts:
+        for chain, protocol, port, scope, text in oracle.flows(source):
+            network = ipaddress.ip_network(text)
+            for target in (
+                (oracle.proxies | oracle.servers) - {source} if (chain, protocol) == ("output", "tcp") else ()
+            ):
+                served = {oracle.proxy.get("port", 3128)} if target in oracle.proxies else set()
+                served |= {53} if target in oracle.servers else set()
+                for address in oracle.addresses(target) if port in served and not scope else ():
+                    wanted = {"address": str(address), "port": port, "expect": "allow"}
+                    assert (
+                        network.prefixlen < network.max_prefixlen
+                        or address not in network
+                        or any({key: cell[key] for key in wanted} == wanted for cell in cells[source])
+                    )
     for client, app, model, gpu in oracle.edges:
         for address in oracle.links(gpu):
             path = f"/{model}/v1/models"

@@ -37,7 +37,6 @@ PERIMETER: dict[str, Any] = {
         "batch": {"hosts": "app3", "users": ["batch", "cron"], "port": 8081, "models": ["notes-1b"]},
     },
     "services": {"dns": {"to": ["10.140.0.53"], "protocol": "udp", "ports": [53], "from": "all"}},
-    "egress": [{"from": "gpu_hosts", "host": "packages.example.org"}],
     "tests": [
         {"from": "portal", "to": "xray-7b", "expect": "allow"},
         {"from": "batch", "to": "xray-7b", "expect": "deny"},
@@ -74,6 +73,37 @@ INVENTORY: dict[str, Any] = {
         "mixed": ["app1", "outside"],
     },
 }
+
+
+# Two proxies, two name servers and a segment without a default route; documentation addresses are the internet.
+WAYS_OUT: dict[str, Any] = {
+    f"{P}.segments.edge": {"cidr4": "10.130.0.0/24", "cidr6": "fd00:130::/64"},
+    f"{P}.segments.inference.router4": "10.120.0.254",
+    f"{P}.segments.inference.router6": "fd00:120::254",
+    f"{P}.segments.inference.default_route": False,
+    f"{P}.services": {"time": {"to": ["10.150.0.1"], "protocol": "udp", "ports": [123], "from": "all"}},
+    f"{P}.proxy": {
+        "hosts": ["egress1", "egress2"],
+        "to": ["203.0.113.0/24", "2001:db8:9::/48"],
+        "resolvers": ["203.0.113.53", "2001:db8:9::53"],
+        "upload_limit": "10MB",
+    },
+    f"{P}.egress": [
+        {"from": "gpu_hosts", "host": "packages.example.org"},
+        {"from": ["app1", "egress1"], "host": "*.example.net", "ports": [8443, 443], "reason": "mirrors change"},
+    ],
+    f"{P}.dns": {"hosts": ["dns1", "dns2"], "forward": {"to": ["203.0.113.53"], "for": ["app2"]}},
+    "hosts.egress1": member("edge", 130, 10),
+    "hosts.egress2": member("edge", 130, 11),
+    "hosts.dns1": member("services", 140, 53),
+    "hosts.dns2": member("services", 140, 54),
+}
+
+
+def out(edits: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The edits after those that make the ways out."""
+    merged = {**WAYS_OUT, **(edits or {})}
+    return {path: value for path, value in merged.items() if value is not REMOVE or path not in WAYS_OUT}
 
 
 def sample(edits: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

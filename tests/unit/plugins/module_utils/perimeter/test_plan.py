@@ -256,7 +256,6 @@ def test_words_name_who_what_and_the_rules(plan: Plan) -> None:
     assert "client portal on app1 may use model xray-7b of gpu1, at most 20 requests/s, burst 40, 16 at once" in lines
     assert "client batch on app3 may use model notes-1b of gpu1, at most" in lines
     assert lines.count("[in-link, out-link, in-gateway]") == 2
-    assert "packages.example.org on tcp 443: planned as denied" in lines
     assert "Everything else to, from and through gpu1 is denied, IPv4 and IPv6." in lines
     lines = "\n".join(plan.words("app3"))
     assert "client batch on app3 may use model notes-1b of gpu1 [in-link, out-link, out-gateway]." in lines

@@ -11,7 +11,9 @@ from ansible_collections.moat.inference.plugins.module_utils.perimeter.compiler 
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.faults import IntentError
 from ansible_collections.moat.inference.tests.unit.plugins.module_utils.perimeter import (
     test_refused_addresses,
+    test_refused_egress,
     test_refused_names,
+    test_refused_naming,
     test_refused_shapes,
 )
 from ansible_collections.moat.inference.tests.unit.plugins.module_utils.perimeter.samples import (
@@ -25,6 +27,7 @@ from ansible_collections.moat.inference.tests.unit.plugins.module_utils.perimete
 )
 
 KEY = "qL0/5q0yKXzWwS7iHhmEbVgZ5cVwnkZBc0uYVhJwZ0A="
+PROXY = {"hosts": "app2", "resolvers": ["203.0.113.53"]}
 REFUSED: Refusals = {
     # secrets
     "password": (
@@ -70,7 +73,7 @@ REFUSED: Refusals = {
         "remove it",
     ),
     "password in a URL": (
-        {f"{P}.egress.0.host": "https://user:hunter2hunter2@example.org"},
+        {f"{P}.egress": [{"from": "gpu1", "host": "https://user:hunter2hunter2@example.org"}], f"{P}.proxy": PROXY},
         f"{P}.egress[0].host",
         "(hidden)",
         "secret written in clear",
@@ -116,8 +119,10 @@ def test_all_faults_in_one_message() -> None:
     )
     table = {
         **REFUSED,
+        **test_refused_egress.REFUSED,
         **test_refused_addresses.REFUSED,
         **test_refused_names.REFUSED,
+        **test_refused_naming.REFUSED,
         **test_refused_shapes.REFUSED,
     }
     edits: dict[str, Any] = {}
@@ -159,8 +164,6 @@ def test_a_client_may_be_called_like_a_secret() -> None:
 def test_what_is_not_refused() -> None:
     """The near neighbours of what is."""
     edits: dict[str, Any] = {
-        f"{P}.egress.0.host": "*.example.org",
-        f"{P}.egress.0.reason": "mirrors change",
         f"{P}.admin.from": ["10.110.0.64/28", "10.90.0.0/28"],
         f"{P}.segments.spare": {"cidr4": "10.121.0.0/24"},
         f"{P}.models.notes-1b.engine_args": ["--max-num-batched-tokens=512", "--dtype", "float16", "-O0"],

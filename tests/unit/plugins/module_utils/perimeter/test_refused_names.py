@@ -222,35 +222,6 @@ REFUSED: Refusals = {
         "will not do",
         "printable",
     ),
-    # egress
-    "wildcard without a reason": (
-        {f"{P}.egress.0.host": "*.example.org"},
-        f"{P}.egress[0].host",
-        "'*.example.org'",
-        "wildcard without a reason",
-        f"add {P}.egress[0].reason",
-    ),
-    "egress to everything": (
-        {f"{P}.egress.0.host": "*"},
-        f"{P}.egress[0].host",
-        "'*'",
-        "will not do",
-        "packages.example.org",
-    ),
-    "egress to a whole top-level domain": (
-        {f"{P}.egress.0.host": "*.org", f"{P}.egress.0.reason": "all of it"},
-        f"{P}.egress[0].host",
-        "'*.org'",
-        "will not do",
-        "at least one dot",
-    ),
-    "egress to an address": (
-        {f"{P}.egress.0.host": "203.0.113.5"},
-        f"{P}.egress[0].host",
-        "'203.0.113.5'",
-        "will not do",
-        "never an address",
-    ),
     # one part to play
     "client where a model is served": (
         {f"{P}.clients.portal.hosts": "gpu2"},

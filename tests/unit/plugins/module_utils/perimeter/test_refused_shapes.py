@@ -49,13 +49,6 @@ REFUSED: Refusals = {
     "no admin": ({f"{P}.admin": REMOVE}, f"{P}.admin", "", "missing", "from: [10.90.0.0/28]"),
     "no administrators": ({f"{P}.admin.from": []}, f"{P}.admin.from", "", "empty list", "10.90.0.0/28"),
     "no ports of administration": ({f"{P}.admin.ports": []}, f"{P}.admin.ports", "", "empty list", "remove it for 22"),
-    "no ports of a way out": (
-        {f"{P}.egress.0.ports": []},
-        f"{P}.egress[0].ports",
-        "",
-        "empty list",
-        "remove it for 443",
-    ),
     "no authority": ({f"{P}.ca": REMOVE}, f"{P}.ca", "", "missing", "ca: {host: ca1}"),
     "authority without a host": ({f"{P}.ca": {"port": 9443}}, f"{P}.ca.host", "", "missing", "such as ca1"),
     "segment without a network": (
