@@ -70,7 +70,7 @@ def test_the_file_is_checked_before_it_is_replaced():
 @pytest.mark.parametrize(
     ("change", "key", "word"),
     [
-        ({"domain": "no domain"}, "private_dns_domain", "write a domain"),
+        ({"domain": "no domain", "records": []}, "private_dns_domain", "write a domain"),
         ({"addresses": []}, "private_dns_addresses", "is empty"),
         ({"addresses": ["10.0.0.0/8"]}, "private_dns_addresses", "not a network"),
         ({"addresses": ["x"]}, "private_dns_addresses", "write an address"),
