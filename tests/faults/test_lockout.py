@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +41,10 @@ def look(host: str) -> tuple[str, str, bool]:
 def begin(variables: dict[str, Any], connection: dict[str, Any], target: str, folder: Path) -> subprocess.Popen[str]:
     """Apply these variables to their hosts, in a process group of its own."""
     overlay = folder / "overlay.yml"
-    hosts = {name: {**values, **(connection if name == target else {})} for name, values in variables.items()}
+    # connections of its own: what stays of one way must not serve another
+    sockets = tempfile.mkdtemp(prefix="moat-")
+    own = {"ansible_control_path_dir": sockets, "ansible_ssh_args": "-o ControlMaster=auto -o ControlPersist=5s"}
+    hosts = {name: {**values, **own, **(connection if name == target else {})} for name, values in variables.items()}
     overlay.write_text(yaml.safe_dump({"all": {"hosts": hosts}}), encoding="utf-8")
     playbook = str(ROOT / "tests" / "faults" / "apply.yml")
     argv = run.command(playbook, "--limit", ",".join(variables), inventory=(str(overlay),))
