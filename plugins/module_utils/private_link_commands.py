@@ -39,6 +39,7 @@ def back(live: Link, desired: Link, path: str) -> list[list[str]]:
     delta = compare(desired, live)
     # what a peer had besides, syncconf takes from the file
     delta.sync, delta.clear = delta.sync or bool(delta.clear), []
+    delta.link = delta.link or live.up != desired.up
     return [tolerant(argv) if "delete" in argv else argv for argv in along(delta, live, path, "replace")]
 
 
