@@ -93,9 +93,27 @@ class Keeper:
             f"{self._path(host)}: {host} is not in the inventory, so what it has of the perimeter stays there; remove the file once it is gone"
             for host in elsewhere
         ]
-        busy = work.hosts or sorted(self._plans)[:1]
-        result = {"changed": False, "due": work.due, "known": work.known, "retire": work.retire, "hosts": busy}
+        result = {
+            "changed": False,
+            "due": work.due,
+            "known": work.known,
+            "retire": work.retire,
+            "paired": self._paired(work),
+            "hosts": work.hosts or sorted(self._plans)[:1],
+        }
         return {**result, "warnings": warnings} if warnings else result
+
+    def _paired(self, work: applied.Work) -> list[str]:
+        """Hosts that can be linked at once: the keys of all their peers are there, and none of these may get another in this run."""
+        new = {host for host in work.due if "private_link" not in work.known.get(host, ())}
+        found = []
+        for host, roles in work.due.items():
+            ends = (
+                [peer["name"] for peer in self._plans[host]["private_link"]["peers"]] if "private_link" in roles else []
+            )
+            if ends and new.isdisjoint(ends) and all(private_link_key.public_key_of(self._keys, end) for end in ends):
+                found.append(host)
+        return found
 
     def _succeed(self) -> dict[str, Any]:
         records = self._read()

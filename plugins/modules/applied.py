@@ -102,6 +102,11 @@ retire:
   type: dict
   returned: when begun
   sample: {app1: [{role: connector}, {role: private_link, interface: moat0}]}
+paired:
+  description: Hosts whose private link is due and whose peers have keys, none of which may be replaced by this run.
+  type: list
+  elements: str
+  returned: when begun
 hosts:
   description: Hosts with anything to do; when there is none, one host of the plan, so that a group made of them is never missing.
   type: list

@@ -158,3 +158,13 @@ def test_a_broken_record_is_named(site: Site) -> None:
 
 def test_the_collection_is_told_by_its_files() -> None:
     assert len(collection_digest()) == 64
+
+
+def test_hosts_are_linked_at_once_when_no_peer_of_theirs_may_get_another_key(site: Site) -> None:
+    assert site.begin()["paired"] == []
+    site.end(site.begin())
+    (site.directory / "applied" / "app1.json").unlink()
+    site.parts = {**PARTS, "gpu1": {**PARTS["gpu1"], "private_link": "changed"}}
+    work = site.begin()
+    assert "private_link" in work["due"]["gpu1"] and "private_link" in work["due"]["app1"]
+    assert work["paired"] == ["app1"]
