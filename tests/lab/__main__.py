@@ -30,6 +30,7 @@ HELP = {
     "bench": "time and count the site playbook",
     "proof-safety": "prove that nothing opens and nobody is locked out, while all changes",
     "proof-boot": "boot a virtual machine in every way that may open it",
+    "bench-firewall": "time the packet filter with short and long allowlists",
     "molecule": "the molecule scenario, or the molecule command given",
     "test": "every check of the repository",
     "versions": "sanity and units under each ansible-core that is promised",
@@ -63,6 +64,10 @@ def verbs(rest: list[str]) -> dict[str, Callable[[], object]]:
         collection.install()
         collection.module("tests.vm", *rest)
 
+    def bench_firewall() -> None:
+        collection.install()
+        collection.module("tests.lab.bench_firewall", *rest)
+
     def molecule() -> None:
         collection.install()
         collection.run("molecule", *(rest or ["test"]))
@@ -87,6 +92,7 @@ def verbs(rest: list[str]) -> dict[str, Callable[[], object]]:
         "bench": lambda: collection.module("tests.lab.bench", *rest),
         "proof-safety": proof,
         "proof-boot": proof_boot,
+        "bench-firewall": bench_firewall,
         "molecule": molecule,
         "test": lambda: collection.module("tests.checks", *rest),
         "versions": lambda: collection.module("tests.checks.versions", *rest),
