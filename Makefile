@@ -4,7 +4,7 @@ SHELL := /bin/sh
 export PYTHON
 LAB := python3 -m tests.lab
 .DEFAULT_GOAL := help
-.PHONY: help demo test versions setup lab-up lab-status lab-shell lab-down converge verify plan molecule bench bench-firewall bench-policy proof-safety proof-boot build clean
+.PHONY: help demo test versions setup lab-up lab-status lab-shell lab-down converge verify plan molecule bench bench-policy bench-firewall proof-safety proof-boot build clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -47,9 +47,6 @@ molecule: ## the molecule scenario, from bare hosts to their removal
 
 bench: ## time and count the first and the unchanged run
 	@$(LAB) bench
-
-bench-firewall: ## what 100,000 entries of an allowlist cost: seconds to apply, connections per second
-	@$(LAB) bench-firewall
 
 bench-policy: ## time and count a client that is added and taken away by the policy playbook
 	@$(LAB) bench --policy
