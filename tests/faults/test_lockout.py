@@ -43,7 +43,10 @@ def begin(variables: dict[str, Any], connection: dict[str, Any], target: str, fo
     overlay = folder / "overlay.yml"
     # connections of its own: what stays of one way must not serve another
     sockets = tempfile.mkdtemp(prefix="moat-")
-    own = {"ansible_control_path_dir": sockets, "ansible_ssh_args": "-o ControlMaster=auto -o ControlPersist=5s"}
+    own = {
+        "ansible_control_path_dir": sockets,
+        "ansible_ssh_args": "-o ControlMaster=auto -o ControlPersist=5s -o ServerAliveInterval=5 -o ServerAliveCountMax=3",
+    }
     hosts = {name: {**values, **own, **(connection if name == target else {})} for name, values in variables.items()}
     overlay.write_text(yaml.safe_dump({"all": {"hosts": hosts}}), encoding="utf-8")
     playbook = str(ROOT / "tests" / "faults" / "apply.yml")
