@@ -217,6 +217,7 @@ class Bench:
 
     def __init__(self, site: Site, family: int, seconds: float) -> None:
         everybody = members(family, LARGE)
+        self.busy = os.getloadavg()[0] > (os.cpu_count() or 1)
         self.family, self.seconds = family, seconds
         self.lists = {FEW_LIST: everybody[:SMALL], NETWORK_LIST: networks(family), LONG_LIST: everybody}
         self.few, self.many = everybody[:SMALL], random.Random(1).sample(everybody, MANY)
@@ -282,6 +283,10 @@ class Bench:
         """Print what was found, and return what is beyond its limit."""
         faults = []
         say(f"\nIPv{self.family}")
+        if self.busy:
+            say(
+                "  other work than this keeps every processor busy: seconds are shown, and the processor time is judged"
+            )
         for name, times in self.applied.items():
             seconds, processor = zip(*times)
             median = statistics.median(seconds)
@@ -289,8 +294,9 @@ class Bench:
                 f"  applied {name}: {median:.2f} s ({min(seconds):.2f} to {max(seconds):.2f}, {len(seconds)} times;"
                 f" processor time {statistics.median(processor):.2f} s)"
             )
-            if median > MOST_SECONDS:
-                faults.append(f"IPv{self.family}: to apply {name} took {median:.2f} s, more than {MOST_SECONDS:.0f} s")
+            judged = statistics.median(processor) if self.busy else median
+            if judged > MOST_SECONDS:
+                faults.append(f"IPv{self.family}: to apply {name} took {judged:.2f} s, more than {MOST_SECONDS:.0f} s")
         ratio, words = self.ratio(SMALL, FEW_LIST)
         say(f"{words}\n{self.ratio(MANY, NETWORK_LIST)[1]}")
         say(f"  control: {CONTROL_RULES} rules more before the one that admits cost {seen:.0%} of the rate")
@@ -317,7 +323,7 @@ class Bench:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make bench-firewall", description="what the size of an allowlist costs")
     parser.add_argument("--alternations", type=int, default=10, help="of the lists, 10 at least")
-    parser.add_argument("--seconds", type=float, default=0.4, help="of processor time for each count")
+    parser.add_argument("--seconds", type=float, default=0.3, help="of processor time for each count")
     parser.add_argument("--family", type=int, choices=(4, 6), action="append", help="one IP version instead of both")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -341,11 +347,6 @@ def main() -> int:
         faults.append(str(error))
     finally:
         site.close()
-    load = os.getloadavg()[0]
-    say(
-        f"\n{os.cpu_count()} processors, load {load:.1f}"
-        + (": the machine was busy, and the seconds are too many" if load > 2 else "")
-    )
     for fault in faults:
         print(f"beyond the limit: {fault}", file=sys.stderr)
     return 1 if faults else 0
