@@ -51,8 +51,8 @@ bench: ## time and count the first and the unchanged run
 bench-policy: ## time and count a client that is added and taken away by the policy playbook
 	@$(LAB) bench --policy
 
-proof-safety: ## prove that nothing opens and nobody is locked out, while all changes; minutes: ONLY="moments lockout boot_closed"
-	@$(LAB) proof-safety $(ONLY)
+proof-safety: ## prove that nothing opens and nobody is locked out, while all changes; parts of it with PARTS="moments lockout boot_closed"
+	@$(LAB) proof-safety $(PARTS)
 
 proof-boot: ## boot a virtual machine in every way that may open it: make proof-boot CASES=broken,full
 	@$(LAB) proof-boot $(if $(CASES),cases=$(CASES))

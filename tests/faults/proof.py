@@ -82,7 +82,7 @@ def tested(part: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="make proof-safety ONLY=", description=__doc__)
+    parser = argparse.ArgumentParser(prog="make proof-safety PARTS=", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="part", help=", ".join(PARTS))
     for name, number in (("kills", 30), ("services", 20), ("hosts", 10), ("plays", 4)):
         parser.add_argument(f"--{name}", type=int, default=number)
