@@ -206,7 +206,8 @@ def plan(
             key = (flow.protocol, flow.asked.source, flow.asked.destination, flow.asked.destination_port)
             stays = flow.asked == spared or judge.admits(flow)
             groups.setdefault(key, ([], []))[0 if stays else 1].append(flow)
-    cut, later = Cut(), []
+    cut = Cut()
+    later: list[list[str]] = []
     for stay, leave in groups.values():
         # one command may name them all as long as nobody else fits
         exact = bool(stay)
