@@ -4,7 +4,7 @@ SHELL := /bin/sh
 export PYTHON
 LAB := python3 -m tests.lab
 .DEFAULT_GOAL := help
-.PHONY: help demo test versions setup lab-up lab-status lab-shell lab-down converge verify plan molecule bench build clean
+.PHONY: help demo test versions setup lab-up lab-status lab-shell lab-down converge verify plan molecule bench bench-policy bench-firewall proof-safety proof-boot build clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -47,6 +47,18 @@ molecule: ## the molecule scenario, from bare hosts to their removal
 
 bench: ## time and count the first and the unchanged run
 	@$(LAB) bench
+
+bench-policy: ## time and count a client that is added and taken away by the policy playbook
+	@$(LAB) bench --policy
+
+proof-safety: ## prove that nothing opens and nobody is locked out, while all changes; parts of it with PARTS="moments lockout boot_closed"
+	@$(LAB) proof-safety $(PARTS)
+
+proof-boot: ## boot a virtual machine in every way that may open it: make proof-boot CASES=broken,full
+	@$(LAB) proof-boot $(if $(CASES),cases=$(CASES))
+
+bench-firewall: ## what 100,000 entries of an allowlist cost: seconds to apply, connections per second
+	@$(LAB) bench-firewall
 
 build: ## make the collection's tarball in .lab/dist
 	@$(LAB) build

@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
+from ansible_collections.moat.inference.plugins.module_utils import applied
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.compiler import compile_intent
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.faults import Fault, IntentError, suggest
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.inventory import HOST_KEYS
@@ -41,6 +43,26 @@ def read_inventory(hostvars: Mapping[str, Any], groups: Mapping[str, Iterable[st
     return {"hosts": hosts, "groups": {str(group): [str(name) for name in names] for group, names in groups.items()}}
 
 
+def parts_of(plan: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, str]:
+    """What each role of a host is handed, as a digest: its part of the plan, and its inputs that the inventory sets.
+
+    A digest is empty when an input has no value yet, so that it equals none.
+    """
+    own: dict[str, dict[str, Any]] = {role: {} for role in plan["roles"]}
+    unknown = set()
+    for key in variables:
+        for role, inputs in own.items():
+            if str(key).startswith(f"{role}_"):
+                try:
+                    inputs[str(key)] = plain(variables[key])
+                except AnsibleError:
+                    unknown.add(role)
+    return {
+        role: "" if role in unknown else applied.digest_of(applied.part_of(plan, role), inputs)
+        for role, inputs in own.items()
+    }
+
+
 class ActionModule(ActionBase):
     """No host is touched: there is no connection and no module."""
 
@@ -58,6 +80,7 @@ class ActionModule(ActionBase):
                 "hosts": {"type": "list", "elements": "str"},
                 "cells": {"type": "bool", "default": True},
                 "words": {"type": "bool", "default": True},
+                "parts": {"type": "bool", "default": False},
             }
         )
         try:
@@ -84,4 +107,6 @@ class ActionModule(ActionBase):
         ]
         if faults:
             raise IntentError(faults)
-        return {"changed": False, **plan.to_dict(only, cells=arguments["cells"], words=arguments["words"])}
+        found = plan.to_dict(only, cells=arguments["cells"], words=arguments["words"])
+        variables, wanted = task_vars["hostvars"], found["hosts"] if arguments["parts"] else {}
+        return {"changed": False, **found, "parts": {name: parts_of(wanted[name], variables[name]) for name in wanted}}

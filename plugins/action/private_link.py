@@ -1,5 +1,5 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Adds to each peer the public half that is kept for it beside the inventory; the rest is the module's."""
+"""Adds to each peer the public half that is kept for it beside the inventory, and confirms the change over a new connection."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible_collections.moat.inference.plugins.module_utils import private_link_key
+from ansible_collections.moat.inference.plugins.plugin_utils.commit_confirm import ConfirmedActionBase
 
 
-class ActionModule(ActionBase):
-    """One remote execution. Keys are read when the task runs, after the whole batch of hosts has kept its own."""
+class ActionModule(ConfirmedActionBase):
+    """One remote execution on a host that is as it shall be, two when the running link changes.
 
-    TRANSFERS_FILES = False
-    _supports_check_mode = True
-    _supports_diff = True
+    Keys are read when the task runs, after the whole batch of hosts has kept its own.
+    """
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         task_vars = task_vars or {}
@@ -28,9 +27,7 @@ class ActionModule(ActionBase):
                 arguments["peers"] = self._with_keys(str(directory), arguments.get("peers") or [])
             except ValueError as error:
                 return {"failed": True, "changed": False, "msg": f"keys_dir: {error}"}
-        result: dict[str, Any] = self._execute_module(
-            module_name="moat.inference.private_link", module_args=arguments, task_vars=task_vars
-        )
+        result: dict[str, Any] = self._apply("moat.inference.private_link", "private_link", arguments, task_vars)
         if directory and arguments.get("state") == "absent" and not result.get("failed"):
             return self._forget(str(directory), str(task_vars["inventory_hostname"]), result)
         return result

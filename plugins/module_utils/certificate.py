@@ -131,7 +131,7 @@ def _faults_of(where: str, item: Mapping[str, Any], pause: int) -> list[str]:
 def request_faults(items: Sequence[Mapping[str, Any]], ca_url: str, interval: int, jitter: int) -> list[str]:
     """Return everything that is wrong with the input, each with its key and a remedy."""
     faults = []
-    if not CA_URL.fullmatch(ca_url):
+    if (items or ca_url) and not CA_URL.fullmatch(ca_url):
         faults.append(f"ca_url: {ca_url!r} is refused; give https://address:port")
     for key, value, least in (("renew_interval", interval, 1), ("renew_jitter", jitter, 0)):
         if value < least:

@@ -126,6 +126,13 @@ class Service:
             return None
         return all(parse_serial(ask_haproxy(self.socket, f"show ssl cert {file}")) == serial for file in files)
 
+    def unused(self) -> bool:
+        """Whether HAProxy has loaded nothing of this certificate: one that is new comes with the next configuration."""
+        if self.request.probe or not os.path.exists(self.socket):
+            return False
+        answer = ask_haproxy(self.socket, "show ssl cert")
+        return answer.startswith("# filename") and not parse_listing(answer, self.directory)
+
     def _presented(self, address: tuple[str, int]) -> bytes | None:
         """Return the certificate that a TLS listener presents; it is compared, so it need not be trusted here."""
         context = ssl.create_default_context()
@@ -148,6 +155,9 @@ class Service:
                 self._say(f"{unit} is not running; it reads the certificate when it starts")
             return
         try:
+            if self.unused():
+                self._say(f"{unit} has not been configured to use it yet")
+                return
             present = self.served()
         except OSError:
             present = False

@@ -193,7 +193,7 @@ def plan(
 ) -> tuple[Cut, int]:
     """Return what to end, and how many lines of the listings could not be read.
 
-    Flows that differ in the port of who asks alone go together, so ending a client that has a thousand takes one step.
+    conntrack(8) reads the whole table for each command, so the flows of a client to a port go by one of them.
     """
     judge, spared, unread = Judge(policy, addresses), _spared(connection), 0
     groups: dict[tuple[Any, ...], tuple[list[Flow], list[Flow]]] = {}
@@ -207,14 +207,17 @@ def plan(
             stays = flow.asked == spared or judge.admits(flow)
             groups.setdefault(key, ([], []))[0 if stays else 1].append(flow)
     cut = Cut()
+    later: list[list[str]] = []
     for stay, leave in groups.values():
         # one command may name them all as long as nobody else fits
         exact = bool(stay)
         for flow in leave if exact else leave[:1]:
-            cut.entries.append(_entry(flow, exact))
+            (later if flow.protocol == TCP else cut.entries).append(_entry(flow, exact))
         ends = [flow for flow in leave if flow.protocol == TCP and flow.state not in OVER]
         conditions = (_socket(judge.way(flow), flow, exact) for flow in ends)
         cut.sockets += dict.fromkeys(condition for condition in conditions if condition)
+    # those whose sockets have ended by then have the most time
+    cut.entries += later
     return cut, unread
 
 

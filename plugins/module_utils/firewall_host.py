@@ -265,5 +265,7 @@ class Host:
         # with what a killed run left in it
         with suppress(FileNotFoundError):
             os.unlink(files.candidate_path(RULESET))
-        if os.path.isdir(DIRECTORY) and not os.listdir(DIRECTORY):
-            os.rmdir(DIRECTORY)
+        for path in (DIRECTORY, os.path.dirname(DIRECTORY)):
+            if os.path.isdir(path) and not os.listdir(path):
+                os.rmdir(path)
+        self.pending.forget()

@@ -378,9 +378,11 @@ def read_policy(
 
 
 def _network(text: str) -> Network:
-    """Read a network; most of a long list are single hosts of IPv4, and ip_network takes half as long again for one."""
-    if "/" not in text and ":" not in text:
+    """Read a network; most of a long list are single hosts, for which ip_network takes up to three times as long."""
+    if "/" not in text:
         with suppress(OSError):
+            if ":" in text:
+                return IPv6Network((int.from_bytes(socket.inet_pton(socket.AF_INET6, text), "big"), 128))
             return IPv4Network((int.from_bytes(socket.inet_pton(socket.AF_INET, text), "big"), 32))
     return ip_network(text)
 

@@ -15,6 +15,7 @@ import secrets
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -180,6 +181,13 @@ class Pending:
         if self.waits:
             return "waiting"
         return self._read(OUTCOME) or "unknown"
+
+    def forget(self) -> None:
+        """Remove what the last change left, and the directories above it unless another change waits there."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        for path in (os.path.dirname(self.directory), os.path.dirname(os.path.dirname(self.directory))):
+            with suppress(OSError):
+                os.rmdir(path)
 
     def confirm(self, token: str, connection: str) -> Staged:
         """Keep the change, write what boot loads and return it; when that fails, take the change back and raise the error."""

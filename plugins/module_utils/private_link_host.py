@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 
 from ansible_collections.moat.inference.plugins.module_utils import deploy, private_link
+from ansible_collections.moat.inference.plugins.module_utils.pending import Pending
 from ansible_collections.moat.inference.plugins.module_utils.run import Runner
+from ansible_collections.moat.inference.plugins.module_utils.steps import Steps
 
+NAME = "private_link"
 PROPERTIES = "ActiveState,UnitFileState,NeedDaemonReload,LoadState"
 RUNNING = ("active", "reloading")
 ANY = range(256)
@@ -24,8 +26,7 @@ class Host:
         self._runner = runner
         self.interface = interface
         self.unit = f"wg-quick@{interface}.service"
-        # in /run, for a reboot restarts the unit anyway
-        self.pending = f"{RUN}/moat-link-{interface}.restart"
+        self.pending, self.steps = Pending(runner, NAME), Steps(runner)
 
     def live(self, names: dict[str, str]) -> private_link.Link | None:
         """Return the interface as it runs; names is public key -> name."""
@@ -49,8 +50,11 @@ class Host:
         result = self._runner.run(["systemctl", "show", "-p", PROPERTIES, "--", self.unit], ok=(0, 1, 127))
         return deploy.parse_show(result.stdout, [self.unit])[self.unit]
 
-    def systemctl(self, *words: str) -> None:
-        self._runner.run(["systemctl", *words])
+    def run(self, argv: Sequence[str]) -> None:
+        self._runner.run(argv)
+
+    def systemctl(self, verb: str) -> None:
+        self._runner.run(["systemctl", verb, "--", self.unit])
 
     def start(self) -> None:
         """Restart the unit; what it said last is part of the failure."""
@@ -63,60 +67,41 @@ class Host:
     def delete(self) -> None:
         self._runner.run(["ip", "link", "delete", "dev", self.interface])
 
-    def forget_pending(self) -> None:
-        with suppress(FileNotFoundError):
-            os.unlink(self.pending)
-
-    @contextmanager
-    def _private_directory(self) -> Iterator[str]:
-        """A directory in memory that only root can read; what a killed run left of it goes first."""
-        path = f"{RUN}/moat-link-{self.interface}"
-        shutil.rmtree(path, ignore_errors=True)
-        os.mkdir(path, 0o700)
-        try:
-            yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
+    def shown(self, live: private_link.Link) -> str:
+        """Return what wg has of the interface, secrets included, once that is known to be whole."""
+        text: str = self._runner.run(["wg", "showconf", self.interface]).stdout
+        parsed = private_link.parse_configuration(text)
+        keys = {key for _name, key in parsed.peers}
+        if bool(parsed.private_key) != bool(live.public_key) or keys != set(live.by_key()):
+            raise RuntimeError(f"wg does not say all of {self.interface}, so a change of it could not be taken back")
+        return text
 
     def strip(self, text: str, private_key: str, keys: set[str]) -> str:
         """Return what wg-quick makes of a configuration for wg, once that is known to be whole."""
-        with self._private_directory() as directory:
+        # in memory, and root alone can read it; what a killed run left of it goes first
+        directory = f"{RUN}/moat-link-{self.interface}"
+        shutil.rmtree(directory, ignore_errors=True)
+        os.mkdir(directory, 0o700)
+        try:
             path = os.path.join(directory, f"{self.interface}.conf")
             private_file(path, text)
             result = self._runner.run(["wg-quick", "strip", path], ok=ANY)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
         faults = [] if result.rc == 0 else [f"wg-quick strip: {result.stderr.strip()}"]
         faults = faults or private_link.stripped_faults(result.stdout, private_key, keys)
         if faults:
             raise RuntimeError(f"the configuration for {self.interface} was not applied: {'; '.join(faults)}")
         return result.stdout
 
-    def sync(self, stripped: str) -> None:
-        """Have wg apply a checked configuration; wg reads all of it before it changes anything."""
-        with self._private_directory() as directory:
-            path = os.path.join(directory, "checked")
-            private_file(path, stripped)
-            self._runner.run(["wg", "syncconf", self.interface, path])
-
-    def apply(self, delta: private_link.Delta, stripped: str, mtu: int) -> None:
-        """Bring the running interface along. Routes go last, so what was meant for a removed peer is refused, not sent elsewhere."""
-        device = ["dev", self.interface]
-        if delta.sync:
-            self.sync(stripped)
-        for key in delta.clear:
-            # an empty file takes the preshared key away (wg(8))
-            self._runner.run(
-                ["wg", "set", self.interface, "peer", key, "persistent-keepalive", "off", "preshared-key", "/dev/null"]
-            )
-        for address in delta.addresses_added:
-            self._runner.run(["ip", "address", "add", address, *device])
-        if delta.link:
-            self._runner.run(["ip", "link", "set", *device, "mtu", str(mtu), "up"])
-        for route in delta.routes_added:
-            self._runner.run(["ip", "route", "add", route, *device])
-        for route in delta.routes_removed:
-            self._runner.run(["ip", "route", "delete", route, *device])
-        for address in delta.addresses_removed:
-            self._runner.run(["ip", "address", "delete", address, *device])
+    def starts(self, text: str) -> bool:
+        """Whether wg-quick can read a configuration of whatever origin."""
+        parsed = private_link.parse_configuration(text)
+        try:
+            self.strip(text, parsed.private_key, {key for _name, key in parsed.peers})
+        except RuntimeError:
+            return False
+        return True
 
 
 def private_file(path: str, text: str) -> None:

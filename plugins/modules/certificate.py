@@ -29,9 +29,9 @@ options:
       reload_unit: {description: Service that uses it., type: str, default: ""}
       probe: {description: "Where the service presents it over TLS, as address:port.", type: str, default: ""}
   ca_url:
-    description: URL of the authority, such as V(https://10.140.0.10:9443).
+    description: URL of the authority, such as V(https://10.140.0.10:9443). Needed with any item.
     type: str
-    required: true
+    default: ""
   root:
     description: Root certificates of the authority in PEM. Empty keeps to the root on the host; nothing can be issued then.
     type: str
@@ -273,7 +273,7 @@ def main() -> None:
                     "probe": {"type": "str", "default": ""},
                 },
             },
-            "ca_url": {"type": "str", "required": True},
+            "ca_url": {"type": "str", "default": ""},
             "root": {"type": "str", "default": ""},
             "bundle_group": {"type": "str", "default": "root"},
             "tokens": {

@@ -37,6 +37,10 @@ options:
     description: Whether to return the plan in sentences.
     type: bool
     default: true
+  parts:
+    description: Whether to return a digest of what each role of each host is handed.
+    type: bool
+    default: false
 attributes:
   action:
     support: full
@@ -93,6 +97,12 @@ words:
   description: The plan of each host in sentences, by its name.
   type: dict
   returned: success, empty unless O(words=true)
+parts:
+  description:
+    - By host and role, SHA-256 of the role's part of the plan and of its inputs that the inventory sets. Equal digests mean equal inputs.
+    - A digest is empty when an input cannot be templated, and equals none then.
+  type: dict
+  returned: success, empty unless O(parts=true)
 faults:
   description: What is wrong with the intent, each with C(path), C(value), C(problem) and C(remedy).
   type: list

@@ -86,7 +86,9 @@ options:
         default: accept
       reason: {description: Why the plan cannot say this., type: str, required: true}
   interfaces:
-    description: Name of the interface that has each address, as M(moat.inference.preflight) returns it.
+    description:
+      - Name of the interface that has each address, as M(moat.inference.preflight) returns it.
+      - Without any the host is asked.
     type: dict
     default: {}
   log_rate:
@@ -206,6 +208,7 @@ from ansible_collections.moat.inference.plugins.module_utils.pending import (
     terms_of,
     timeout_fault,
 )
+from ansible_collections.moat.inference.plugins.module_utils.preflight import interfaces_by_address
 from ansible_collections.moat.inference.plugins.module_utils.run import (
     CommandError,
     Runner,
@@ -344,8 +347,12 @@ def main() -> None:
     fault = timeout_fault(module.params["confirm_timeout"])
     if fault:
         module.fail_json(msg=fault)
-    host = Host(Runner(module), bool(module.get_bin_path("nft")))
+    runner = Runner(module)
+    host = Host(runner, bool(module.get_bin_path("nft")))
     try:
+        if module.params["state"] == "present" and not module.params["interfaces"]:
+            addresses = runner.run(["ip", "-j", "address"], ok=(0, 127))
+            module.params["interfaces"] = interfaces_by_address(addresses.stdout)
         if host.pending.waits:
             module.warn("a change of the firewall waits that was never confirmed; it is taken back first")
             if not module.check_mode:

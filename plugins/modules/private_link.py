@@ -13,6 +13,11 @@ description:
     C(ip), so tunnels that do not change lose nothing. The unit is restarted only if it does not run or its own files changed.
   - If anything fails, the previous files come back and the interface gets its previous configuration.
   - The key must be there, see M(moat.inference.private_link_key).
+notes:
+  - A change of the running link is confirmed over a new connection before it is kept. Armed before it is applied, a timer of the host takes
+    back what is not confirmed in time, the task fails with RV(rolled_back), and a next run begins from the state before. Configuration and
+    enablement, which boot loads, follow only then, so a host that restarts meanwhile has its last confirmed link, or none before the first.
+  - A change of files alone, with the link running as planned, needs no confirmation.
 author:
   - moat.inference contributors (@moat-inference)
 options:
@@ -69,10 +74,20 @@ options:
       path: {description: Absolute path., type: path, required: true}
       content: {description: The whole text in UTF-8., type: str, required: true}
       mode: {description: Permission bits in octal., type: str, default: "0644"}
+  confirm_timeout:
+    description: Seconds until a change of the running link that was not confirmed over a new connection is taken back, 5 to 600.
+    type: int
+    default: 45
+  confirm_token:
+    description: Name of this change, made by the action plugin.
+    type: str
+    default: ""
 attributes:
   action:
     support: full
-    description: The peers' public keys are read by an action plugin on the controller, the rest is done by a module on the host.
+    description:
+      - The peers' public keys are read by an action plugin on the controller, which also confirms the change; the rest is done by a module
+        on the host.
   check_mode:
     support: full
     description: The configuration is compared, but not handed to wg-quick(8), which may not be there yet.
@@ -107,259 +122,66 @@ unresolved:
   type: list
   elements: str
   returned: when present
+confirmed:
+  description: Whether the change of the running link was confirmed over a new connection.
+  type: bool
+  returned: when the running link was changed
+rolled_back:
+  description: Whether the host has taken the change back.
+  type: bool
+  returned: when the change was not confirmed
 """
 
-import os
-import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.moat.inference.plugins.module_utils import deploy, files, private_link, private_link_key
-from ansible_collections.moat.inference.plugins.module_utils.private_link_host import RUNNING, Host
+from ansible_collections.moat.inference.plugins.module_utils import files, private_link, private_link_key
+from ansible_collections.moat.inference.plugins.module_utils.pending import terms_of, timeout_fault
+from ansible_collections.moat.inference.plugins.module_utils.private_link_change import Change, Removal, Work
+from ansible_collections.moat.inference.plugins.module_utils.private_link_host import NAME, Host
 from ansible_collections.moat.inference.plugins.module_utils.run import CommandError, Runner
 
 
-class Change:
-    """A call with state present: what is there, what shall be there, and the way between."""
-
-    def __init__(self, module: AnsibleModule, runner: Runner, host: Host) -> None:
-        self.host, self.check_mode = host, module.check_mode
-        options = module.params
-        self.path = private_link_key.configuration_path(host.interface)
-        self.private_key, public_key = self._keys(module, runner)
-        before = files.read_state(self.path)
-        old = private_link.parse_configuration((before.content or b"").decode("utf-8", "replace"))
-        peers, self.unresolved = private_link.resolve(options, old.names())
-        self.desired = private_link.desired_link(options, public_key, peers)
-        names = {key: name for name, key in old.names().items()}
-        names.update({peer.public_key: peer.name for peer in peers})
-        self.names = names
-        self.live = self.look()
-        self.unit = host.unit_state()
-        self.text = private_link.configuration(self.desired, self.private_key or private_link.HIDDEN)
-        self._plan_files(options, before)
-        self._plan_unit()
-
-    def _keys(self, module: AnsibleModule, runner: Runner) -> tuple[str, str]:
-        path = private_link_key.key_path(self.host.interface)
-        key = private_link_key.read_key(files.read_state(path), path)
-        if not key and not self.check_mode:
-            raise ValueError(f"{path} is missing; have it made by moat.inference.private_link_key first")
-        if not key:
-            return "", ""
-        module.no_log_values.add(key)
-        result = runner.run(["wg", "pubkey"], stdin=key + "\n", ok=(0, 127) if self.check_mode else (0,))
-        return key, result.stdout.strip()
-
-    def look(self) -> private_link.Link | None:
-        live = self.host.live(self.names)
-        return private_link.settled_endpoints(live, self.desired, time.time()) if live else None
-
-    def _plan_files(self, options: dict[str, Any], before: files.FileState) -> None:
-        after = files.FileState("file", self.text.encode("utf-8"), 0o600, "root", "root")
-        self.configuration = deploy.Change(self.path, before, after, True) if before != after else None
-        self.unit_files = []
-        for item in options["unit_files"]:
-            wanted = files.FileState("file", item["content"].encode("utf-8"), int(item["mode"], 8), "root", "root")
-            current = files.read_state(item["path"])
-            if current != wanted:
-                self.unit_files.append(deploy.Change(item["path"], current, wanted))
-
-    def _plan_unit(self) -> None:
-        self.running = self.unit.active in RUNNING and self.live is not None
-        self.owed = self.running and not self.unit_files and os.path.exists(self.host.pending)
-        self.restart = not self.running or self.owed or bool(self.unit_files)
-        self.enable = self.unit.enabled not in ("enabled", "static", "generated")
-        self.reload = bool(self.unit_files) or self.unit.stale
-        self.delta = private_link.Delta()
-        if self.live is not None:
-            self.delta = private_link.compare(self.live, self.desired)
-
-    def reasons(self) -> list[str]:
-        reasons = [
-            "{} {}".format(change.path, "is missing" if change.before.kind == "absent" else "differs")
-            for change in [*self.unit_files, *([self.configuration] if self.configuration else [])]
-        ]
-        if not self.running:
-            reasons.append(f"{self.host.unit} is {self.unit.active}" + ("" if self.live else ", no interface"))
-        if self.owed:
-            reasons.append(f"{self.host.unit} was not restarted after its files changed: a run was cut short")
-        if self.enable:
-            reasons.append(f"{self.host.unit} does not start at boot")
-        if self.reload and not self.unit_files:
-            reasons.append("systemd has not read its files again")
-        return reasons + self.delta.reasons
-
-    def diff(self) -> list[dict[str, str]]:
-        entries = [files.diff_entry(change.path, change.before, change.after) for change in self.unit_files]
-        if self.configuration:
-            entries.append(redacted_entry(self.configuration, self.private_key))
-        if self.restart or self.delta.reasons:
-            entries.append(
-                {
-                    "before_header": self.host.interface + (" (running)" if self.live else " (absent)"),
-                    "after_header": self.host.interface + " (running)",
-                    "before": private_link.shown(self.live),
-                    "after": private_link.shown(self.desired)
-                    + "".join(f"peer {name}: (no public key yet)\n" for name in self.unresolved),
-                }
-            )
-        actions = ["will enable"] if self.enable else []
-        if self.restart:
-            actions.append("will restart" if self.unit.active in RUNNING else "will start")
-        if actions:
-            entries.append(
-                {
-                    "before_header": self.host.unit,
-                    "after_header": self.host.unit,
-                    "before": f"{self.unit.active}, {self.unit.enabled or 'not enabled'}\n",
-                    "after": ", ".join(actions) + "\n",
-                }
-            )
-        return entries
-
-    def apply(self) -> None:
-        """Carry the plan out, and undo it when a step fails or the interface is not what was planned afterwards."""
-        stripped = self.host.strip(self.text, self.private_key, set(self.desired.by_key()))
-        done: list[deploy.Change] = []
-        try:
-            if self.unit_files:
-                with open(self.host.pending, "w", encoding="utf-8"):
-                    pass
-            for change in [*self.unit_files, *([self.configuration] if self.configuration else [])]:
-                os.makedirs(os.path.dirname(change.path), mode=0o755, exist_ok=True)
-                files.write(change.path, change.after)
-                done.append(change)
-            if self.reload:
-                self.host.systemctl("daemon-reload")
-            if self.restart:
-                if self.live is not None and self.unit.active not in RUNNING:
-                    # wg-quick refuses an interface that is there; this one was not made by the unit
-                    self.host.delete()
-                self.host.start()
-            else:
-                self.host.apply(self.delta, stripped, self.desired.mtu)
-            if self.enable:
-                self.host.systemctl("enable", "--", self.host.unit)
-            self._confirm()
-            self.host.forget_pending()
-        except (OSError, RuntimeError, CommandError) as error:
-            left = self._undo(done)
-            outcome = "but not completely: " + "; ".join(left) if left else "completely"
-            raise RuntimeError(f"{error}. The previous state was restored {outcome}.") from error
-
-    def _confirm(self) -> None:
-        live = self.look()
-        if live is None:
-            raise RuntimeError(f"{self.host.unit} started, but there is no interface {self.host.interface}")
-        remaining = private_link.compare(live, self.desired).reasons
-        if remaining:
-            raise RuntimeError(f"{self.host.interface} is not what was planned: {'; '.join(remaining)}")
-
-    def _undo(self, done: list[deploy.Change]) -> list[str]:
-        faults: list[str] = []
-        try:
-            for change in reversed(done):
-                if change.before.kind == "absent":
-                    os.unlink(change.path)
-                else:
-                    files.write(change.path, change.before)
-            if self.reload:
-                self.host.systemctl("daemon-reload")
-            if self.unit.active in ("inactive", "failed"):
-                self.host.systemctl("stop", "--", self.host.unit)
-            elif not self.running:
-                # systemd goes on trying, with the files that are back
-                return faults
-            elif self.restart:
-                self.host.systemctl("restart", "--", self.host.unit)
-            else:
-                self._undo_live()
-            self.host.forget_pending()
-        except (OSError, RuntimeError, CommandError) as error:
-            faults.append(str(error))
-        return faults
-
-    def _undo_live(self) -> None:
-        now, before = self.host.live(self.names), self.live
-        text = (files.read_state(self.path).content or b"").decode("utf-8", "replace")
-        if before is None or now is None:
-            return
-        delta = private_link.compare(now, before)
-        old = private_link.parse_configuration(text)
-        keys = {key for _name, key in old.peers}
-        stripped = self.host.strip(text, old.private_key, keys) if delta.sync else ""
-        self.host.apply(delta, stripped, before.mtu)
+def keys(module: AnsibleModule, runner: Runner) -> tuple[str, str]:
+    """The host's private and public key; both are empty in check mode on a host that has none yet."""
+    path = private_link_key.key_path(module.params["interface"])
+    key = private_link_key.read_key(files.read_state(path), path)
+    if not key and not module.check_mode:
+        raise ValueError(f"{path} is missing; have it made by moat.inference.private_link_key first")
+    if not key:
+        return "", ""
+    module.no_log_values.add(key)
+    result = runner.run(["wg", "pubkey"], stdin=key + "\n", ok=(0, 127) if module.check_mode else (0,))
+    return key, result.stdout.strip()
 
 
-def redacted_entry(change: deploy.Change, private_key: str) -> dict[str, str]:
-    """Return the diff of the configuration without its secrets."""
-
-    def redact(state: files.FileState, key: str) -> files.FileState:
-        if state.content is None:
-            return state
-        text = private_link.redacted(state.content.decode("utf-8", "replace"), key)
-        return files.FileState(state.kind, text.encode("utf-8"), state.mode, state.owner, state.group)
-
-    return files.diff_entry(change.path, redact(change.before, private_key), redact(change.after, ""))
-
-
-def remove(module: AnsibleModule, host: Host) -> dict[str, Any]:
-    """Take the link away and return the module's result."""
-    paths = [item["path"] for item in module.params["unit_files"]]
-    paths += [private_link_key.configuration_path(host.interface), private_link_key.key_path(host.interface)]
-    present = {path: files.read_state(path) for path in paths}
-    present = {path: state for path, state in present.items() if state.kind != "absent"}
-    unit, live = host.unit_state(), host.live({})
-    stop = unit.active not in ("inactive", "failed")
-    disable = unit.enabled in ("enabled", "enabled-runtime")
-    reasons = [f"{path} is there" for path in present]
-    reasons += [f"{host.unit} is {unit.active}"] if stop else []
-    reasons += [f"{host.unit} starts at boot"] if disable else []
-    reasons += [f"interface {host.interface} is there"] if live else []
-    diff = [files.diff_entry(path, state, files.ABSENT, sensitive=True) for path, state in present.items()]
-    if live:
-        gone = f"{host.interface} (absent)"
-        diff.append(
-            {
-                "before_header": f"{host.interface} (running)",
-                "after_header": gone,
-                "before": private_link.shown(live),
-                "after": "",
-            }
-        )
-    if reasons and not module.check_mode:
-        verbs = (["disable"] if disable else []) + (["stop"] if stop else [])
-        for verb in verbs:
-            host.systemctl(verb, "--", host.unit)
-        if host.live({}):
-            host.delete()
-        for path in present:
-            os.unlink(path)
-        for directory in {os.path.dirname(path) for path in present if path.endswith(".service.d/moat.conf")}:
-            if not os.listdir(directory):
-                os.rmdir(directory)
-        host.systemctl("daemon-reload")
-    return {"changed": bool(reasons), "diff": diff, "reason": "; ".join(reasons)}
-
-
-def bring_up(module: AnsibleModule, runner: Runner, host: Host) -> dict[str, Any]:
-    """Bring the link to its plan and return the module's result."""
-    change = Change(module, runner, host)
+def bring_up(module: AnsibleModule, runner: Runner, host: Host) -> tuple[Work, dict[str, Any]]:
+    """Plan the link, and return with the plan what only a link that is there has to report."""
+    change = Change(module.params, host, *keys(module, runner))
     for name in change.unresolved:
         module.warn(
             f"{host.interface}: no public key of {name} is known yet, so it is left out until {name} is converged"
         )
-    reasons = change.reasons()
-    report = {
-        "changed": bool(reasons),
-        "diff": change.diff(),
-        "reason": "; ".join(reasons),
-        "peers": [peer.name for peer in change.desired.peers],
-        "unresolved": change.unresolved,
-    }
+    return change, {"peers": [peer.name for peer in change.desired.peers], "unresolved": change.unresolved}
+
+
+def run(module: AnsibleModule, runner: Runner, host: Host) -> dict[str, Any]:
+    """Return the module's result."""
+    if host.pending.waits:
+        module.warn("a change of the private link waits that was never confirmed; it is taken back first")
+        if not module.check_mode:
+            host.pending.recover()
+    if module.params["state"] == "present":
+        work, more = bring_up(module, runner, host)
+    else:
+        work, more = Removal(module.params, host), {}
+    reasons = work.reasons()
+    report = {"changed": bool(reasons), "diff": work.diff(), "reason": "; ".join(reasons), **more}
     if reasons and not module.check_mode:
-        change.apply()
+        terms = terms_of(module.params)
+        work.apply(terms)
+        if work.waits:
+            report["pending"] = terms.report(NAME)
     return report
 
 
@@ -394,16 +216,17 @@ def main() -> None:
                     "mode": {"type": "str", "default": "0644"},
                 },
             },
+            "confirm_timeout": {"type": "int", "default": 45},
+            "confirm_token": {"type": "str", "default": "", "no_log": False},
         },
         supports_check_mode=True,
     )
-    faults = private_link.faults_of(module.params)
-    if faults:
-        module.fail_json(msg="; ".join(faults))
+    faults = [*private_link.faults_of(module.params), timeout_fault(module.params["confirm_timeout"])]
+    if any(faults):
+        module.fail_json(msg="; ".join(filter(None, faults)))
     runner = Runner(module)
-    host = Host(runner, module.params["interface"])
     try:
-        report = remove(module, host) if module.params["state"] == "absent" else bring_up(module, runner, host)
+        report = run(module, runner, Host(runner, module.params["interface"]))
     except (OSError, ValueError, RuntimeError, CommandError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**report)

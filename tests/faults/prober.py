@@ -155,15 +155,18 @@ class Prober:
                 self.wrong.append(f"{source.name}: its prober did not live to the end")
                 continue
             totals[source.name] = self._judge(source)
+        self.wrong += self.findings()[:50]
         with ThreadPoolExecutor(3) as pool:
             list(pool.map(canary.pull, self.planted))
             list(pool.map(lambda h: site.on(h.name, "ip neighbour flush nud permanent"), self.outside))
         return totals
 
+    def findings(self) -> list[str]:
+        """What answered up to now."""
+        words = {"answer": "an answer", "ECONNREFUSED": "a refusal, which is an answer"}
+        return [f"{s.words(n)}: {words[what]} at {at:.3f}" for s in self.sources for n, what, at in s.findings]
+
     def _judge(self, source: Source) -> dict[str, Any]:
-        for number, what, moment in source.findings[:20]:
-            what = {"answer": "an answer", "ECONNREFUSED": "a refusal, which is an answer"}[what]
-            self.wrong.append(f"{source.words(number)}: {what} at {moment:.3f}")
         seconds = source.totals["seconds"]
         rows = list(zip(source.targets, source.totals["totals"], strict=True))
         least = min(total["tried"] for _target, total in rows)

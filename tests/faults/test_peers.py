@@ -61,7 +61,7 @@ def test_a_peer_that_is_down_keeps_its_edge_and_gets_it_back() -> None:
 
 def test_nobody_is_asked_for_anything() -> None:
     """A run has neither terminal nor standard input, and the programs on the hosts have none either."""
-    ended = run.play("moat.inference.site", "--check", "-vvv")
+    ended = run.play("moat.inference.site", "--check", "-vvv", "--limit", "ca1,gpu1")
     assert ended.rc == 0, ended.out[-4000:]
     commands = re.findall(r"SSH: EXEC (.*)", ended.out)
     assert commands

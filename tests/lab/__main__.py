@@ -28,6 +28,9 @@ HELP = {
     "unchanged": "fail unless the site playbook in check mode finds nothing to do",
     "demo": "from nothing to the table of who gets an answer",
     "bench": "time and count the site playbook",
+    "proof-safety": "prove that nothing opens and nobody is locked out, while all changes",
+    "proof-boot": "boot a virtual machine in every way that may open it",
+    "bench-firewall": "time the packet filter with short and long allowlists",
     "molecule": "the molecule scenario, or the molecule command given",
     "test": "every check of the repository",
     "versions": "sanity and units under each ansible-core that is promised",
@@ -53,6 +56,18 @@ def verbs(rest: list[str]) -> dict[str, Callable[[], object]]:
         converge()
         collection.module("tests.lab.demo")
 
+    def proof() -> None:
+        up()
+        collection.module("tests.faults.proof", *rest)
+
+    def proof_boot() -> None:
+        collection.install()
+        collection.module("tests.vm", *rest)
+
+    def bench_firewall() -> None:
+        collection.install()
+        collection.module("tests.lab.bench_firewall", *rest)
+
     def molecule() -> None:
         collection.install()
         collection.run("molecule", *(rest or ["test"]))
@@ -75,6 +90,9 @@ def verbs(rest: list[str]) -> dict[str, Callable[[], object]]:
         "unchanged": oracle.unchanged,
         "demo": demo,
         "bench": lambda: collection.module("tests.lab.bench", *rest),
+        "proof-safety": proof,
+        "proof-boot": proof_boot,
+        "bench-firewall": bench_firewall,
         "molecule": molecule,
         "test": lambda: collection.module("tests.checks", *rest),
         "versions": lambda: collection.module("tests.checks.versions", *rest),
@@ -83,7 +101,7 @@ def verbs(rest: list[str]) -> dict[str, Callable[[], object]]:
 
 def main() -> int:
     os.umask(0o022)
-    listing = "\n".join(f"  {verb:<10} {text}" for verb, text in HELP.items())
+    listing = "\n".join(f"  {verb:<12} {text}" for verb, text in HELP.items())
     parser = argparse.ArgumentParser(
         prog="python3 -m tests.lab", epilog=listing, formatter_class=argparse.RawDescriptionHelpFormatter
     )

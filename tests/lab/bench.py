@@ -1,4 +1,5 @@
-"""Time and count the site playbook, from bare hosts and unchanged: `python -m tests.lab.bench [--converged] [--assert-counts]`.
+"""Time and count the site playbook, from bare hosts and unchanged, and a change of the policy by its own playbook:
+`python -m tests.lab.bench [--converged] [--assert-counts] [--policy]`.
 
 Counts of a no-change run are deterministic and asserted; times are reported beside a `ping` measured in the same run.
 """
@@ -6,6 +7,7 @@ Counts of a no-change run are deterministic and asserted; times are reported bes
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import re
 import statistics
@@ -13,8 +15,11 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tests.lab import lab, table
 from tests.lab.collection import environment, install, plain, tool
@@ -23,7 +28,61 @@ from tests.lab.shell import LAB, ROOT, LabError, say
 CALLBACKS = Path(__file__).parent / "callbacks"
 LIMIT = 6  # remote executions a role and host, nothing changed
 PINGS = 5
+ROUNDS = 3
 LOADING = "Wait until each model gives a token"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A client that is added: what it is, the hosts that it concerns, and the remote executions that it may take at most."""
+
+    name: str
+    client: dict[str, Any]
+    hosts: tuple[str, ...]
+    limit: int
+
+
+CHANGES = {
+    "one client more on app1, for a model that the host has not used": Change(
+        "second", {"hosts": "app1", "users": ["portal"], "models": ["notes-1b"]}, ("app1", "ca1", "gpu1"), 30
+    ),
+    "the first client of app2, which had a packet filter only": Change(
+        "fresh", {"hosts": "app2", "users": ["nobody"], "models": ["xray-7b"]}, ("app2", "ca1", "gpu1", "gpu2"), 40
+    ),
+}
+
+
+def intent(change: Change) -> tuple[str, str]:
+    """Arguments of a playbook for the lab's intent with the client added."""
+    text = (ROOT / "inventories" / "lab" / "group_vars" / "all.yml").read_text(encoding="utf-8")
+    perimeter = copy.deepcopy(yaml.safe_load(text)["moat_perimeter"])
+    perimeter["clients"][change.name] = change.client
+    return "-e", json.dumps({"moat_perimeter": perimeter})
+
+
+def policy() -> list[str]:
+    """Time and count a client that is added and taken away; return what was more than it may be."""
+    faults = []
+    play("moat.inference.site")
+    for title, change in CHANGES.items():
+        taken: dict[str, list[float]] = {"added": [], "taken away": []}
+        for number in range(ROUNDS):
+            for word, arguments in (("added", intent(change)), ("taken away", ())):
+                seconds, notes, _output = play("moat.inference.policy", *arguments)
+                taken[word].append(seconds)
+                remote = Counter(entry["host"] for entry in notes if entry["kind"] == "remote")
+                if number == 0:
+                    say(f"\n{title}, {word}: {remote.total()} remote executions, {dict(sorted(remote.items()))}")
+                if set(remote) - set(change.hosts):
+                    faults.append(f"{title}, {word}: {sorted(set(remote) - set(change.hosts))} are not concerned")
+                if remote.total() > change.limit:
+                    faults.append(f"{title}, {word}: {remote.total()} remote executions, more than {change.limit}")
+        for word, seconds_of in taken.items():
+            shown = ", ".join(f"{seconds:.1f}" for seconds in seconds_of)
+            say(f"{title}, {word}: median {statistics.median(seconds_of):.1f} s of {shown}")
+    seconds, notes, _output = play("moat.inference.policy")
+    say(f"\nnothing changed: {seconds:.1f} s, {sum(entry['kind'] == 'remote' for entry in notes)} remote executions")
+    return faults
 
 
 def play(name: str, *arguments: str) -> tuple[float, list[dict[str, Any]], str]:
@@ -121,8 +180,14 @@ def main() -> int:
         "--converged", action="store_true", help="leave the first converge out, and the hosts as they are"
     )
     parser.add_argument("--assert-counts", action="store_true", help="fail when a role takes more than it may")
+    parser.add_argument("--policy", action="store_true", help="measure a change of the policy, of a converged site")
     options = parser.parse_args()
     install()
+    if options.policy:
+        found = policy()
+        if found:
+            raise LabError("\n".join(found))
+        return 0
     managed = [host.name for host in table.load().hosts.values() if not host.probe]
     if not options.converged:
         lab.down()

@@ -150,3 +150,23 @@ def test_names_of_other_hosts_variables_are_read_without_their_values() -> None:
 
     found = read_inventory({"x": Unread(moat_segmnt="app", other=1)}, {"all": ["x"]})
     assert found["hosts"] == {"x": {"moat_segmnt": None}} and found["groups"] == {"all": ["x"]}
+
+
+def test_parts_tell_the_plan_and_the_inputs_of_a_role(tmp_path: Path) -> None:
+    source = write(tmp_path, INTENT, HOSTS)
+    assert run(source)["parts"] == {}
+    before = run(source, parts=True)["parts"]
+    assert before == run(source, parts=True)["parts"]
+    assert sorted(before["gpu1"]) == ["certificate", "firewall", "gateway", "model_server", "private_link"]
+    write(tmp_path, INTENT + "\ngateway_threads: 2\n", HOSTS)
+    after = run(source, parts=True)["parts"]
+    assert [role for role in before["gpu1"] if before["gpu1"][role] != after["gpu1"][role]] == ["gateway"]
+    assert {host: parts for host, parts in after.items() if host != "gpu1"} == {
+        host: parts for host, parts in before.items() if host != "gpu1"
+    }
+
+
+def test_a_part_with_an_input_that_has_no_value_is_empty(tmp_path: Path) -> None:
+    source = write(tmp_path, INTENT + "\ngateway_threads: '{{ undefined_on_purpose }}'\n", HOSTS)
+    parts = run(source, parts=True)["parts"]["gpu1"]
+    assert [role for role in parts if not parts[role]] == ["gateway"]

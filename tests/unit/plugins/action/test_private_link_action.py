@@ -20,13 +20,17 @@ class Run:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
         self.handed: list[tuple[str, dict[str, Any]]] = []
+        self.tokens: list[str] = []
+        self.answer: dict[str, Any] = {}
 
     def __call__(
         self, plugin: Any, arguments: dict[str, Any], result: dict[str, Any], host: str = "gpu1", check: bool = False
     ) -> dict[str, Any]:
         def execute(_action: Any, module_name: str, module_args: dict[str, Any], **_more: Any) -> dict[str, Any]:
-            self.handed.append((module_name, module_args))
-            return result
+            given = dict(module_args)
+            self.tokens.append(given.pop("confirm_token", given.get("token")))
+            self.handed.append((module_name, given))
+            return self.answer if module_name.endswith(".confirm") else dict(result)
 
         self._monkeypatch.setattr(plugin.ActionModule, "_execute_module", execute)
         task = SimpleNamespace(args=arguments, check_mode=check, diff=True, async_val=0, no_log=False)
@@ -121,3 +125,21 @@ def test_a_link_that_is_gone_takes_its_public_half_along(run: Run, tmp_path: Pat
     assert run(private_link, arguments, {"changed": False})["changed"] is True
     assert [path.name for path in tmp_path.iterdir()] == ["gpu2.pub"]
     assert run(private_link, arguments, {"changed": False})["changed"] is False
+
+
+def test_a_change_that_waits_is_confirmed(run: Run) -> None:
+    waiting = {"name": "private_link", "token": "abc", "timeout": 45, "ssh": False}
+    run.answer = {"confirmed": True}
+    result = run(private_link, {"peers": []}, {"changed": True, "pending": waiting})
+    assert result == {"changed": True, "confirmed": True}
+    assert [name for name, _given in run.handed] == ["moat.inference.private_link", "moat.inference.confirm"]
+    assert run.tokens[0] and run.tokens[1] == "abc"
+
+
+def test_a_link_that_came_back_keeps_its_public_half(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "gpu1.pub").write_text(KEY + "\n")
+    waiting = {"name": "private_link", "token": "abc", "timeout": 45, "ssh": False}
+    run.answer = {"confirmed": False, "retry": False, "reason": "the change is undone", "outcome": "undone"}
+    result = run(private_link, {"state": "absent", "keys_dir": str(tmp_path)}, {"changed": True, "pending": waiting})
+    assert result["failed"] and result["rolled_back"] and result["msg"].startswith("rolled back: ")
+    assert (tmp_path / "gpu1.pub").exists()

@@ -1,6 +1,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.moat.inference.plugins.filter.gateway import FilterModule
@@ -29,3 +32,12 @@ def test_the_files_are_those_of_the_group() -> None:
 def test_faults_fail_the_task_with_all_of_them() -> None:
     with pytest.raises(AnsibleFilterError, match=r"gateway_port is 0.*gateway_addresses is empty"):
         FilterModule().filters()["gateway_config"]({**SETTINGS, "port": 0, "addresses": []}, "")
+
+
+def test_what_the_role_removes_is_what_it_writes() -> None:
+    roles = Path(__file__).parents[4] / "roles"
+    text = (roles / "gateway" / "vars" / "main.yml").read_text(encoding="utf-8")
+    named = re.search(r"^__gateway_names:\n((?:  - .+\n)+)", text, re.MULTILINE)
+    assert named is not None
+    files = FilterModule().filters()["gateway_config"](SETTINGS, "-- lua")
+    assert re.findall(r"- (\S+)", named[1]) == [item["path"].rpartition("/")[2] for item in files]

@@ -171,9 +171,8 @@ def test_a_service_that_is_not_running_is_left_alone(
 
 
 def test_one_that_cannot_be_asked_is_reloaded_after_a_renewal_only(
-    build: Callable[..., tuple[Service, list[str], list[str]]], statistics: Statistics, monkeypatch: pytest.MonkeyPatch
+    build: Callable[..., tuple[Service, list[str], list[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    statistics.listed = False
     monkeypatch.setattr(certificate_served, "UNASKED_PATIENCE", 0)
     service, said, commands = build()
     service.settle(renewed=False)
@@ -181,6 +180,16 @@ def test_one_that_cannot_be_asked_is_reloaded_after_a_renewal_only(
     service.settle(renewed=True)
     assert commands == RELOAD
     assert "no socket that could be asked" in said[0]
+
+
+def test_one_that_does_not_use_it_yet_is_left_alone(
+    build: Callable[..., tuple[Service, list[str], list[str]]], statistics: Statistics
+) -> None:
+    statistics.listed = False
+    service, said, commands = build()
+    service.settle(renewed=True)
+    assert commands == []
+    assert said == ["moat-gateway.service has not been configured to use it yet"]
 
 
 def test_a_dead_socket_is_an_error(build: Callable[..., tuple[Service, list[str], list[str]]], tmp_path: Path) -> None:

@@ -211,6 +211,11 @@ def test_flows_of_one_client_go_together():
     assert cut.sockets == ["( src [10.110.0.11]:22 and dst [10.110.0.9] )"]
 
 
+def test_what_has_no_socket_to_end_goes_first():
+    cut = plan(LEAVE["input from elsewhere"][0], LEAVE["UDP"][0], LEAVE["ICMP"][0])
+    assert [entry[2] for entry in cut.entries] == ["udp", "1", "tcp"]
+
+
 def test_a_flow_that_stays_is_not_taken_along():
     stays, goes = line("10.110.0.11 10.90.0.1 22 50000"), line("10.110.0.11 10.90.0.1 40000 50000")
     cut = plan(stays, goes)

@@ -197,3 +197,14 @@ def test_the_connection_is_known_although_sudo_cleared_the_environment(monkeypat
             assert pending.ssh_connection() == NEW
         finally:
             os.kill(child, 15)
+
+
+def test_a_removed_filter_leaves_nothing_of_its_last_change_and_all_of_another(tmp_path):
+    root = tmp_path / "moat" / "pending"
+    change, other = Pending(Host(), "firewall", str(root)), Pending(Host(), "private_link", str(root))
+    change.prepare({"before": ""})
+    other.prepare({})
+    change.forget()
+    assert [path.name for path in root.iterdir()] == ["private_link"]
+    other.forget()
+    assert not (tmp_path / "moat").exists()

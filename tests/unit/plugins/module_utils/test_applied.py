@@ -1,0 +1,150 @@
+"""What is due, what needs no further look, what is retired, and what a record says in between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible_collections.moat.inference.plugins.module_utils import applied
+from ansible_collections.moat.inference.plugins.module_utils.applied import Entry
+
+ROLES = ["firewall", "private_link", "certificate", "connector"]
+
+
+def plan(*roles: str, interface: str = "moat0") -> dict[str, Any]:
+    made: dict[str, Any] = {"roles": list(roles), **{role: {"of": role} for role in roles}}
+    if "private_link" in roles:
+        made["private_link"] = {"interface": interface}
+    return made
+
+
+def record(*roles: str, collection: str = "c1", **digests: str) -> dict[str, Entry]:
+    return {
+        role: Entry(digests.get(role, f"d-{role}"), collection, ("moat0",) if role == "private_link" else ())
+        for role in roles
+    }
+
+
+def digests(*roles: str, **changed: str) -> dict[str, str]:
+    return {role: changed.get(role, f"d-{role}") for role in roles}
+
+
+def work(of_plan: dict[str, Any], found: dict[str, Entry], wanted: dict[str, str], **options: Any) -> applied.Work:
+    settings = {"collection": "c1", "changes_only": True, **options}
+    return applied.compare({"app1": of_plan}, {"app1": wanted}, {"app1": found}, **settings)
+
+
+def test_without_a_record_everything_is_due_and_nothing_known() -> None:
+    made = applied.compare({"app1": plan(*ROLES)}, {"app1": digests(*ROLES)}, {}, "c1", True)
+    assert (made.due, made.known, made.retire) == ({"app1": ROLES}, {}, {})
+    assert made.hosts == ["app1"]
+
+
+def test_what_is_on_record_is_not_due() -> None:
+    made = work(plan(*ROLES), record(*ROLES), digests(*ROLES))
+    assert (made.due, made.hosts) == ({}, [])
+
+
+def test_a_changed_part_is_due_alone_and_known() -> None:
+    made = work(plan(*ROLES), record(*ROLES), digests(*ROLES, connector="new"))
+    assert made.due == {"app1": ["connector"]}
+    assert made.known == {"app1": ROLES}
+
+
+def test_everything_is_due_unless_changes_alone_are_asked_for() -> None:
+    made = work(plan(*ROLES), record(*ROLES), digests(*ROLES), changes_only=False)
+    assert (made.due, made.known) == ({"app1": ROLES}, {})
+
+
+def test_another_collection_makes_everything_due_and_nothing_known() -> None:
+    made = work(plan(*ROLES), record(*ROLES), digests(*ROLES), collection="c2")
+    assert (made.due, made.known) == ({"app1": ROLES}, {})
+
+
+def test_a_part_that_cannot_be_told_equals_none() -> None:
+    made = work(plan(*ROLES), record(*ROLES, connector=""), digests(*ROLES, connector=""))
+    assert made.due == {"app1": ["connector"]}
+    assert made.known == {"app1": ["firewall", "private_link", "certificate"]}
+
+
+def test_a_run_that_ended_early_is_taken_up_even_with_the_plan_of_before() -> None:
+    before = record(*ROLES)
+    underway = applied.begun(before, plan(*ROLES), ["firewall", "connector"], "c1")
+    assert work(plan(*ROLES), underway, digests(*ROLES)).due == {"app1": ["firewall", "connector"]}
+    ended = applied.succeeded(underway, plan(*ROLES), digests(*ROLES), ["firewall", "connector"], [], "c1")
+    assert ended == before
+
+
+def test_a_host_that_stops_being_a_client_loses_what_it_had_in_order() -> None:
+    made = work(plan("firewall"), record(*ROLES), digests("firewall"))
+    assert made.due == {}
+    assert made.retire["app1"] == [
+        {"role": "connector"},
+        {"role": "certificate"},
+        {"role": "private_link", "interface": "moat0"},
+    ]
+    left = applied.succeeded(record(*ROLES), plan("firewall"), {}, [], made.retire["app1"], "c1")
+    assert left == record("firewall")
+
+
+def test_a_role_that_was_only_begun_is_retired_too() -> None:
+    underway = applied.begun({}, plan(*ROLES), ROLES, "c1")
+    roles = [item["role"] for item in work(plan("firewall"), underway, digests("firewall")).retire["app1"]]
+    assert roles == ["connector", "certificate", "private_link"]
+
+
+def test_packet_filter_and_authority_are_never_retired() -> None:
+    made = applied.compare({}, {}, {"ca1": record("firewall", "ca")}, "c1", True)
+    assert (made.due, made.retire) == ({}, {})
+
+
+def test_a_link_under_another_name_takes_the_old_one_away_however_often_the_run_is_killed() -> None:
+    wanted = plan(*ROLES, interface="moat1")
+    underway = applied.begun(record(*ROLES), wanted, ["private_link"], "c1")
+    underway = applied.begun(underway, wanted, ["private_link"], "c1")
+    made = work(wanted, underway, digests(*ROLES, private_link="new"))
+    assert made.retire == {"app1": [{"role": "private_link", "interface": "moat0"}]}
+    done = applied.succeeded(
+        underway, wanted, digests(*ROLES, private_link="new"), ["private_link"], made.retire["app1"], "c1"
+    )
+    assert done["private_link"] == Entry("new", "c1", ("moat1",))
+    back = work(plan("firewall"), underway, digests("firewall")).retire["app1"]
+    assert [item.get("interface") for item in back if item["role"] == "private_link"] == ["moat0", "moat1"]
+
+
+def test_a_record_is_read_as_it_was_written() -> None:
+    assert applied.parse(applied.render(record(*ROLES))) == record(*ROLES)
+
+
+def test_a_record_of_another_format_counts_as_none() -> None:
+    assert applied.parse('{"format": 0}') == {}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 1, "roles": {"x": {}}}', "{"])
+def test_what_is_no_record_is_refused_with_the_remedy(text: str) -> None:
+    with pytest.raises(ValueError, match="remove it"):
+        applied.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("run", "skip", "whole"),
+    [
+        (["all"], [], True),
+        (["gateway"], [], True),
+        (["gateway_configure"], [], False),
+        (["firewall"], [], False),
+        (["all"], ["gateway"], False),
+        (["all"], ["gateway_install"], False),
+        (["all"], ["model_server"], True),
+        (["all"], ["always"], False),
+        (["untagged"], [], False),
+    ],
+)
+def test_tags_decide_whether_a_role_was_applied_as_a_whole(run: list[str], skip: list[str], whole: bool) -> None:
+    assert applied.selected("gateway", run, skip) is whole
+
+
+def test_the_part_of_a_role_has_its_authority() -> None:
+    host = {"roles": ["certificate"], "certificate": [1], "certificate_ca": {"url": "u"}, "gateway": 2}
+    assert applied.part_of(host, "certificate") == {"certificate": [1], "certificate_ca": {"url": "u"}}
+    assert applied.digest_of({"a": 1, "b": 2}) == applied.digest_of({"b": 2, "a": 1}) != applied.digest_of({"a": 1})
