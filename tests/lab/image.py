@@ -23,6 +23,16 @@ NEIGHBOURS = [
     "ufw",
     "firewalld",
 ]
+# The ways out, and what tries to go around them; nginx, iodined and a second unbound are for the stand-in for the internet.
+WAYS_OUT = [
+    "squid-openssl",
+    "unbound",
+    "bind9-dnsutils",
+    "iodine",
+    "nginx-light",
+    "apt-utils",
+    "gpg",
+]
 PACKAGES = [
     "systemd",
     "systemd-sysv",
@@ -56,6 +66,7 @@ PACKAGES = [
     "ca-certificates",
     "jq",
     *NEIGHBOURS,
+    *WAYS_OUT,
 ]
 # systemd-udevd and the kernel's mounts would act on the machine, which a container shares with its host.
 MASKED = [
@@ -82,6 +93,10 @@ MASKED = [
 ]
 # Debian enables what it installs.
 DISABLED = [
+    "squid.service",
+    "unbound.service",
+    "unbound-resolvconf.service",
+    "nginx.service",
     "fail2ban.service",
     "firewalld.service",
     "ufw.service",

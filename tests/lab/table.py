@@ -90,7 +90,7 @@ def _host(name: str, variables: dict[str, Any], networks: dict[str, Network], ro
             four = f"{network.cidr4.split('/')[0].rsplit('.', 1)[0]}.{octet}"
             interfaces.append(Interface(network.name, four, network.sixth(four)))
     else:
-        for address in dict.fromkeys((variables["moat_address4"], management)):
+        for address in dict.fromkeys((variables["moat_address4"], management, *variables.get("moat_lab_also", ()))):
             network = _network_of(networks, name, address)
             six = variables["moat_address6"] if address == variables["moat_address4"] else network.sixth(address)
             interfaces.append(Interface(network.name, address, six))
