@@ -13,7 +13,7 @@ from ansible_collections.moat.inference.plugins.module_utils.perimeter.model imp
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.names import (
     CONNECTOR_SOCKETS,
     DNS_NAME_LENGTH,
-    DNS_PORT,
+    DNS_PORTS,
     LINK_SEGMENT,
     client_name,
     model_name,
@@ -65,11 +65,11 @@ def _sources(intent: Intent) -> Iterable[tuple[str, Network]]:
 def check_ports(intent: Intent, faults: Faults) -> None:
     """Ports of different parts differ, so that no rule opens more than it names."""
     owners: dict[int, str] = dict.fromkeys(intent.admin.ports, f"{ROOT}.admin.ports")
-    if intent.dns is not None:
-        if DNS_PORT in owners:
+    for port in DNS_PORTS if intent.dns is not None else ():
+        if port in owners:
             remedy = f"write another port, or remove {ROOT}.dns"
-            faults.add(f"{ROOT}.admin.ports", DNS_PORT, f"is the port of {ROOT}.dns too", remedy)
-        owners[DNS_PORT] = f"{ROOT}.dns"
+            faults.add(f"{ROOT}.admin.ports", port, f"is a port of {ROOT}.dns too", remedy)
+        owners[port] = f"{ROOT}.dns"
     named = [
         (f"{ROOT}.admin.metrics_port", intent.admin.metrics_port),
         (f"{ROOT}.gateway.port", intent.gateway_port),

@@ -169,4 +169,4 @@ def _need_router(intent: Intent, host: Host, network: Network, faults: Faults) -
     if segment.router(network.family) is not None or faults.has(path):
         return
     problem = f"is missing, and without a default route {host.name} does not reach {network.text}"
-    faults.add(path, Absent, problem, f"write the router's address in the segment, or remove default_route")
+    faults.add(path, Absent, problem, "write the router's address in the segment, or remove default_route")

@@ -111,6 +111,10 @@ def read_parents(section: Section) -> tuple[Parent, ...]:
         value = parent.take("address", "write the address of the parent proxy, such as 10.0.0.1")
         address = read_address(section.faults, f"{path}.address", value)
         port = parent.number("port", *PORTS, default=PROXY_PORT)
+        if port in DNS_PORTS:
+            section.faults.add(
+                f"{path}.port", port, "is a port of DNS, which carries anything out", "write another port"
+            )
         if address is not None and Parent(address, port) in parents:
             section.faults.add(path, address.text, "is there twice", "remove one of the two")
         elif address is not None:

@@ -11,8 +11,8 @@ from ansible_collections.moat.inference.plugins.module_utils.perimeter import ce
 from ansible_collections.moat.inference.plugins.module_utils.perimeter import egress as egress_module
 from ansible_collections.moat.inference.plugins.module_utils.perimeter import flows, naming
 from ansible_collections.moat.inference.plugins.module_utils.perimeter import plan as plan_module
-from ansible_collections.moat.inference.plugins.module_utils.perimeter.compiler import compile_intent
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.addresses import parse_network
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.compiler import compile_intent
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.egress import Egresses
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.naming import Naming
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.plan import Planner
@@ -148,7 +148,7 @@ MUTATIONS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
 
 def in_part(part: str, change: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """What a role is handed, with one key of it changed."""
-    return lambda found: lambda self, host: {**found(self, host), part: change(found(self, host)[part])}
+    return lambda found: lambda *arguments: {**found(*arguments), part: change(found(*arguments)[part])}
 
 
 def without_rules(*gone: str) -> Callable[[Any], Any]:

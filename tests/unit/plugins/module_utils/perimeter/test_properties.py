@@ -16,7 +16,7 @@ from ansible_collections.moat.inference.plugins.module_utils.perimeter.compiler 
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.faults import IntentError
 from ansible_collections.moat.inference.tests.unit.plugins.module_utils.perimeter import samples
 from ansible_collections.moat.inference.tests.unit.plugins.module_utils.perimeter.oracle import Oracle, check_plan
-from ansible_collections.moat.inference.tests.unit.plugins.module_utils.perimeter.samples import sample
+from ansible_collections.moat.inference.tests.unit.plugins.module_utils.perimeter.samples import out, sample
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +32,33 @@ FAMILIES = {
     "IPv6 at least": ({6}, {4, 6}),
 }
 Policy = tuple[dict[str, Any], dict[str, Any]]
+
+
+def draw_proxy(draw: st.DrawFn, hosts: list[str], port: int, outer: list[str]) -> dict[str, Any]:
+    proxy: dict[str, Any] = {"hosts": hosts, "port": port, "resolvers": outer}
+    # every public network is many of them, which one in four shows as well as each
+    if draw(st.integers(0, 3)):
+        proxy["to"] = [{".": "203.0.113.0/24", ":": "2001:db8:9::/48"}[":" if ":" in text else "."] for text in outer]
+    if draw(st.integers(0, 3)) == 0:
+        proxy["parents"] = [{"address": text, "port": draw(st.sampled_from([3128, 8080]))} for text in outer]
+    if draw(st.booleans()):
+        proxy["upload_limit"] = draw(st.sampled_from(["1 KB", "10 MB", "2 GB"]))
+    return proxy
+
+
+def draw_egress(draw: st.DrawFn, names: list[str]) -> list[dict[str, Any]]:
+    entries = []
+    for index in range(draw(st.integers(0, 3))):
+        chosen = draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))
+        entry = {
+            "from": chosen,
+            "host": draw(st.sampled_from(["*.", ""])) + f"n{index}.example.org",
+            "reason": "it has to",
+        }
+        if draw(st.booleans()):
+            entry["ports"] = draw(st.lists(st.sampled_from([80, 443, 8443]), min_size=1, unique=True))
+        entries.append(entry)
+    return entries
 
 
 @st.composite
@@ -66,6 +93,10 @@ def policies(draw: st.DrawFn) -> Policy:
             octet += 1
             add(name, octet, draw(st.sampled_from(sorted(SEGMENTS))), set(draw(st.sampled_from(kinds))))
     add("ca1", 5, "services", versions)
+    doors = {part: [f"{part}{index}" for index in range(draw(st.integers(0, 2)))] for part in ("egress", "dns")}
+    for name in (*doors["egress"], *doors["dns"]):
+        octet += 1
+        add(name, octet, draw(st.sampled_from(sorted(SEGMENTS))), versions)
     groups = {f"{part}_hosts": list(names) for part, names in pools.items() if names}
     for part in ("gpu", "app"):
         groups[f"some_{part}"] = sorted(draw(st.sets(st.sampled_from(pools[part]), min_size=1)))
@@ -81,7 +112,11 @@ def policies(draw: st.DrawFn) -> Policy:
         chosen = draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))
         return chosen[0] if len(chosen) == 1 and draw(st.booleans()) else chosen
 
-    numbers = draw(st.lists(st.integers(1, 19999).filter(lambda port: port != 22), min_size=5, max_size=5, unique=True))
+    numbers = draw(
+        st.lists(
+            st.integers(1, 19999).filter(lambda port: port not in (22, 53, 853)), min_size=6, max_size=6, unique=True
+        )
+    )
     models = {
         f"model-{index}": {"hosts": some("gpu"), "source": f"/srv/models/{index}"}
         for index in range(draw(st.integers(1, 3)))
@@ -118,8 +153,24 @@ def policies(draw: st.DrawFn) -> Policy:
         protocol = draw(st.sampled_from(["tcp", "udp"]))
         where = draw(st.sampled_from(["all", "ca1", ["app_hosts", "ca1"]]))
         intent["services"] = {
-            "dns": {"to": ["10.200.0.0/30", "fd00:140::/64"], "protocol": protocol, "ports": [53], "from": where}
+            "time": {"to": ["10.200.0.0/30", "fd00:140::/64"], "protocol": protocol, "ports": [123], "from": where}
         }
+    for name, number in SEGMENTS.items():
+        if draw(st.booleans()):
+            routers = {4: f"10.{number}.0.254", 6: f"fd00:{number}::fe"}
+            segments[name].update({f"router{version}": routers[version] for version in sorted(versions)})
+            segments[name]["default_route"] = draw(st.booleans())
+    outer = [{4: "203.0.113.53", 6: "2001:db8:9::53"}[version] for version in sorted(versions)]
+    if doors["egress"]:
+        intent["proxy"] = draw_proxy(draw, doors["egress"], numbers[5], outer)
+        intent["egress"] = draw_egress(
+            draw, [*(name for name in hosts if not name.startswith("probe")), *groups, "all"]
+        )
+    if doors["dns"]:
+        intent["dns"] = {"hosts": doors["dns"]}
+        if draw(st.booleans()):
+            asking = st.sampled_from([*pools["app"], *pools["idle"], "app_hosts", "ca1"])
+            intent["dns"]["forward"] = {"to": outer, "for": draw(st.lists(asking, min_size=1, max_size=3, unique=True))}
     intent["tests"] = [
         {"from": client, "to": model, "expect": "allow" if model in item["models"] else "deny"}
         for client, item in clients.items()
@@ -175,9 +226,9 @@ def test_compiling_is_deterministic_and_leaves_its_input_alone(policy: Policy) -
 
 PROGRAM = f"""
 import hashlib, json
-from {samples.__name__} import compiled, faults_of
+from {samples.__name__} import compiled, faults_of, out
 broken = faults_of({{"moat_perimeter.models.xray-7b.hosts": ["gpu_host", "mixed"], "hosts.app2.moat_address4": "10.110.0.11"}})
-text = json.dumps(compiled().to_dict()) + "".join(str(fault) for fault in broken)
+text = json.dumps([compiled().to_dict(), compiled(out()).to_dict()]) + "".join(str(fault) for fault in broken)
 print(len(broken), hashlib.sha256(text.encode()).hexdigest())
 """
 
@@ -210,7 +261,8 @@ def test_a_host_that_comes_or_goes_renumbers_nobody(policy: Policy, data: st.Dat
     assert {name: host.link for name, host in before.hosts.items()} == {
         name: host.link for name, host in after.hosts.items() if name in before.hosts
     }
-    if "services" not in intent:  # which may be from all
+    everyone = any("all" in entry["from"] for entry in intent.get("egress", []))
+    if not everyone and "services" not in intent and "dns" not in intent:  # which may be about all
         assert {name: before.host(name) for name in before.hosts} == {name: after.host(name) for name in before.hosts}
 
 
@@ -325,7 +377,7 @@ def places(value: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 @settings(SETTINGS, max_examples=250)
 @given(st.data())
 def test_junk_anywhere_is_a_fault_or_a_sound_plan_and_never_a_traceback(data: st.DataObject) -> None:
-    intent, inventory = sample()
+    intent, inventory = sample(data.draw(st.sampled_from([{}, out(), out()])))
     hosts = inventory["hosts"]
     root = data.draw(st.sampled_from([intent, intent, hosts]))
     place = data.draw(st.sampled_from(places(root)))

@@ -387,6 +387,13 @@ REFUSED: Refusals = {
         "out of range",
         "between 1 and 65535",
     ),
+    "parent at the port of names": (
+        out({f"{P}.proxy.parents": [{"address": "10.0.0.1", "port": 53}]}),
+        f"{P}.proxy.parents[0].port",
+        "53",
+        "port of DNS",
+        "write another port",
+    ),
     "parent twice": (
         out({f"{P}.proxy.parents": [{"address": "10.0.0.1"}, {"address": "10.0.0.1", "port": 3128}]}),
         f"{P}.proxy.parents[1]",

@@ -136,11 +136,18 @@ REFUSED: Refusals = {
         "is the port of moat_perimeter.dns too",
         "nothing else of the perimeter uses",
     ),
+    "port of names over TLS that another has": (
+        out({f"{P}.ca": {"host": "ca1", "port": 853}}),
+        f"{P}.ca.port",
+        "853",
+        "is the port of moat_perimeter.dns too",
+        "nothing else of the perimeter uses",
+    ),
     "port of names that administration has": (
         out({f"{P}.admin.ports": [22, 53]}),
         f"{P}.admin.ports",
         "53",
-        "is the port of moat_perimeter.dns too",
+        "is a port of moat_perimeter.dns too",
         "write another port",
     ),
     "name server and host without a family in common": (

@@ -71,7 +71,7 @@ def test_the_public_networks_are_those_of_another_reading() -> None:
     texts = [network.text for network in public_networks()]
     other = sorted(oracle_egress.public(), key=lambda item: (item.version, int(item.network_address)))
     assert texts == [str(item) for item in other]
-    assert len(texts) == len(set(texts)) < 200
+    assert len(texts) == len(set(texts)) < 300
 
 
 def test_every_special_network_is_written_as_one() -> None:
