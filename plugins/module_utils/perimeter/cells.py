@@ -13,8 +13,9 @@ from typing import Callable
 
 from ansible_collections.moat.inference.plugins.module_utils.perimeter import names
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.addresses import Address, parse_network
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.flows import Data
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.model import Host
-from ansible_collections.moat.inference.plugins.module_utils.perimeter.plan import Data, Planner
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.plan import Planner
 
 ENGINE_PORT = 8000  # where vLLM listens unless told otherwise: nothing may ever answer there
 # Shown as the rule of a denied cell: the layer that is expected to refuse it first.

@@ -45,7 +45,12 @@ def test_without_the_new_keys_a_plan_is_what_it_was() -> None:
     assert found.digest == "5904580b2bcfc9c5aee217e947926307b7b76457ca8c6aafde78cae8e3e6ac6f"
     text = json.dumps(found.to_dict()).encode()
     assert hashlib.sha256(text).hexdigest() == "91b3e6e1ed446b4ea214f60f70123f011e2aac2e9bf4664350626a4ead7bc1e7"
-    explicit = {f"{P}.egress": [], f"{P}.proxy": None, f"{P}.dns": None, f"{P}.segments.app.default_route": True}
+    explicit: dict[str, Any] = {
+        f"{P}.egress": [],
+        f"{P}.proxy": None,
+        f"{P}.dns": None,
+        f"{P}.segments.app.default_route": True,
+    }
     assert compiled(explicit).to_dict() == found.to_dict()
 
 
@@ -125,7 +130,11 @@ def test_a_proxy_to_all_that_is_public() -> None:
 
 
 def test_a_proxy_with_parents_reaches_them_only() -> None:
-    parents = [{"address": "10.0.0.1", "port": 8080}, {"address": "10.0.0.2"}, {"address": "fd00:1::1"}]
+    parents: list[dict[str, Any]] = [
+        {"address": "10.0.0.1", "port": 8080},
+        {"address": "10.0.0.2"},
+        {"address": "fd00:1::1"},
+    ]
     edits = out({f"{P}.proxy.parents": parents})
     found = compiled(edits)
     check_plan(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ansible_collections.moat.inference.plugins.module_utils.perimeter import cells as cells_module
 from ansible_collections.moat.inference.plugins.module_utils.perimeter import egress as egress_module
-from ansible_collections.moat.inference.plugins.module_utils.perimeter import flows, naming
+from ansible_collections.moat.inference.plugins.module_utils.perimeter import flows, names, naming
 from ansible_collections.moat.inference.plugins.module_utils.perimeter import plan as plan_module
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.addresses import parse_network
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.compiler import compile_intent
@@ -200,7 +200,7 @@ WAYS_OUT: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
         "proxy",
         in_part("sources", lambda sources: [{**item, "addresses": sources[0]["addresses"]} for item in sources]),
     ),
-    "the log has another rule": (egress_module.names, "egress_rule", lambda found: lambda index: found(index + 1)),
+    "the log has another rule": (names, "egress_rule", lambda found: lambda index: found(index + 1)),
     "the proxy goes anywhere": (
         egress_module,
         "destinations",

@@ -66,7 +66,7 @@ def policies(draw: st.DrawFn) -> Policy:
     """An intent that has to be accepted, with its inventory: hosts in parts that do not overlap, any edges between them."""
     kinds = FAMILIES[draw(st.sampled_from(sorted(FAMILIES)))]
     versions = set().union(*kinds)
-    segments = {
+    segments: dict[str, dict[str, Any]] = {
         name: {
             f"cidr{version}": {4: f"10.{number}.0.0/24", 6: f"fd00:{number}::/64"}[version]
             for version in sorted(versions)
