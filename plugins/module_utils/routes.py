@@ -139,7 +139,7 @@ def gateway(hop: Item) -> str:
 
 
 def unicast(item: Item) -> bool:
-    return item.get("type", "unicast") == "unicast"
+    return bool(item.get("type", "unicast") == "unicast")
 
 
 def in_table(kernel: Kernel, table: str) -> list[Item]:

@@ -178,7 +178,8 @@ class Work:
             self.target.routes.append(served)
 
     def _ip(self, *words: str) -> list[routes.Item]:
-        return routes.parse(self._runner.run(["ip", "-j", "-d", *words]).stdout)
+        found: list[routes.Item] = routes.parse(self._runner.run(["ip", "-j", "-d", *words]).stdout)
+        return found
 
     def _look(self) -> dict[int, routes.Kernel]:
         families = [4, 6] if os.path.exists("/proc/net/if_inet6") else [4]
@@ -231,14 +232,14 @@ class Work:
         return bool(self.delta.changed)
 
     def reasons(self) -> list[str]:
-        found = self.delta.reasons()
+        found: list[str] = self.delta.reasons()
         for change in [*self.paths.directories, *self.paths.files]:
             verb = "is missing" if change.before.kind == "absent" else "differs" if self.held else "is there"
             found.append(f"{change.path} {verb}")
         return found + [f"{unit.name} needs {action}" for unit in self.paths.units for action in unit.actions]
 
     def diff(self) -> list[dict[str, str]]:
-        entries = self.paths.diff(self.states)
+        entries: list[dict[str, str]] = self.paths.diff(self.states)
         if self.delta.changed:
             after = commands.shown(commands.after(self.kernels, self.delta))
             entry = {"before_header": "rules and routes", "after_header": "rules and routes"}
