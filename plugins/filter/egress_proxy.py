@@ -15,7 +15,7 @@ from ansible_collections.moat.inference.plugins.module_utils.egress_proxy_inputs
 def egress_proxy_config(settings: Mapping[str, Any], group: str = "proxy") -> list[dict[str, Any]]:
     """Return the egress proxy's files for the deploy module."""
     try:
-        result = egress_proxy.files(settings, group)
+        result: list[dict[str, Any]] = egress_proxy.files(settings, group)
     except EgressProxyError as error:
         raise AnsibleFilterError(str(error)) from error
     extra = str(settings["extra_config"] or "").strip()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
 from typing import Any, Union
 
 from ansible_collections.moat.inference.plugins.module_utils.egress_proxy_inputs import (
@@ -26,7 +26,8 @@ CHECK = (
     "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=unused "
     '-keyout "$d/unused.pem" -out "$d/unused.pem" 2>/dev/null; '
     f'sed "s,{UNUSED_KEY},$d/unused.pem," "$1" > "$d/squid.conf"; '
-    f'if ! {SQUID} -k parse -f "$d/squid.conf" >"$d/log" 2>&1; then grep -E "FATAL|ERROR|Bungled" "$d/log" >&2; exit 1; fi'
+    f'{SQUID} -k parse -f "$d/squid.conf" >"$d/log" 2>&1 || '
+    '{ grep -E "FATAL|ERROR|Bungled" "$d/log" >&2; echo "Squid refuses squid.conf: $2" >&2; exit 1; }'
 )
 
 # what lies outside of these is no public address (IANA's special-purpose registries)
@@ -54,19 +55,7 @@ SPECIAL = (
 MAPPED = ip_network("::ffff:0:0/96")
 
 METHODS = ("GET", "HEAD", "POST", "PUT")
-REFUSALS = (
-    "source",
-    "connections",
-    "method",
-    "protocol",
-    "address",
-    "name",
-    "port",
-    "destination",
-    "host",
-    "tls",
-    "sni",
-)
+REFUSALS = ("source", "connections", "method", "protocol", "address", "name", "port", "destination", "tls", "sni")
 
 TEXT, NUMBER = "text", "number"
 # Never a path, a query or a header; what a client can choose is escaped as in a URL.
@@ -127,10 +116,10 @@ def beyond(to: Sequence[str], refused: Sequence[str]) -> list[str]:
     found: list[str] = []
     for root in (ip_network("0.0.0.0/0"), ip_network("::/0")):
         holes = [item for item in allowed if item.version == root.version]
-        rest = _without(root, holes) + [item for item in taken if item.version == root.version]
+        rest: list[Any] = _without(root, holes) + [item for item in taken if item.version == root.version]
         if root.version == 6:
             rest = [part for item in rest for part in _without(item, [MAPPED])]
-        found += [str(item) for item in sorted(_collapse(rest))]
+        found += [str(item) for item in collapse_addresses(rest)]
     return found
 
 
@@ -145,12 +134,6 @@ def _without(root: Network, holes: Sequence[Network]) -> list[Network]:
                 kept.append(part)
         parts = kept
     return parts
-
-
-def _collapse(networks: Iterable[Any]) -> list[Any]:
-    from ipaddress import collapse_addresses
-
-    return list(collapse_addresses(networks))
 
 
 def pattern(host: str) -> str:
@@ -204,6 +187,8 @@ def _service(settings: Mapping[str, Any]) -> list[str]:
         "pid_filename /run/moat-egress-proxy/squid.pid",
         "visible_hostname moat-egress-proxy",
         "cache_log /dev/null",
+        "# three lines for every connection beyond the limit would be a burden of their own",
+        "debug_options ALL,1 5,0",
         "coredump_dir none",
         "shutdown_lifetime 1 second",
         "pinger_enable off",
@@ -235,7 +220,7 @@ def _service(settings: Mapping[str, Any]) -> list[str]:
         "request_timeout 15 seconds",
         "request_start_timeout 15 seconds",
         "client_idle_pconn_timeout 30 seconds",
-        f"client_ip_max_connections {settings['connections'] + 64}",
+        f"client_ip_max_connections {settings['connections'] + 16}",
     ]
     if settings["upload_limit"]:
         lines.append(f"request_body_max_size {settings['upload_limit']}")
@@ -263,14 +248,12 @@ def _requests(settings: Mapping[str, Any]) -> list[str]:
         "acl plain proto HTTP",
         "# also what is left of an address in any other notation",
         r"acl literal dstdom_regex -n -i (^|\.)(0x[0-9a-f]*|[0-9]+)\.?$ : \[",
-        "acl with-host req_header Host .",
     ]
     for index, way in enumerate(ways(settings["sources"])):
         text = pattern(way.host)
         lines += [
             f"acl from-{index} src {' '.join(way.sources)}",
             f"acl name-{index} dstdom_regex -n -i {text}",
-            f"acl host-{index} req_header Host -i {text[:-1]}(:[0-9]+)?$",
             f"acl ports-{index} port {' '.join(map(str, way.ports))}",
             f"acl sni-{index} ssl::server_name_regex --client-requested -i {text}",
             f"acl take-{index} annotate_transaction way={index} rule={way.rule}",
@@ -326,7 +309,6 @@ def _decision(settings: Mapping[str, Any]) -> list[str]:
     lines += [
         *_refuse("port", "!listed named"),
         *_refuse("name", "!listed"),
-        *(f"http_access deny !CONNECT way-{i} with-host !host-{i} refuse-host" for i in range(len(every))),
         "# only now is a name resolved",
         *_refuse("destination", "beyond"),
         "# a CONNECT is looked at twice: before its TLS begins, and with the name that TLS asks for",
@@ -363,10 +345,12 @@ def _log() -> list[str]:
         "acl decided note rule",
         "acl goes-on note passed",
         "acl too-large http_status 413",
-        "access_log syslog:daemon.info upload too-large",
-        "access_log syslog:daemon.info malformed !decided !too-large",
-        "access_log syslog:daemon.info tunnel decided CONNECT !goes-on !too-large",
-        "access_log syslog:daemon.info http decided !CONNECT !too-large",
+        "acl answered has response",
+        "access_log syslog:daemon.info upload !decided answered too-large",
+        "access_log syslog:daemon.info malformed !decided !answered",
+        "access_log syslog:daemon.info malformed !decided answered !too-large",
+        "access_log syslog:daemon.info tunnel decided CONNECT !goes-on",
+        "access_log syslog:daemon.info http decided !CONNECT",
     ]
 
 
@@ -376,12 +360,15 @@ def files(settings: Mapping[str, Any], group: str = "proxy") -> list[dict[str, A
     found = faults(settings)
     if found:
         raise EgressProxyError("\n".join(["The egress proxy's inputs cannot be used:", *found]))
+    hint = (
+        "look at egress_proxy_extra_config" if settings["extra_config"].strip() else "report it as a fault of the role"
+    )
     return [
         {
             "path": CONFIGURATION,
             "content": configuration(settings),
             "mode": "0640",
             "group": group,
-            "validate": ["/bin/sh", "-c", CHECK, "check", "%s"],
+            "validate": ["/bin/sh", "-c", CHECK, "check", "%s", hint],
         }
     ]
