@@ -156,6 +156,20 @@ def dropin(unit: str) -> str:
     return f"/etc/systemd/system/{unit}.d/moat-egress.conf"
 
 
+def unit_of(path: str) -> str:
+    """The unit whose environment is at a path; empty for any other path."""
+    match = re.fullmatch(r"/etc/systemd/system/([^/]+)\.d/moat-egress\.conf", path)
+    return match.group(1) if match else ""
+
+
+def _has_proxies(docker_json: str) -> bool:
+    """Whether Docker's own configuration says something of proxies. One that cannot be read is refused where it would be written."""
+    try:
+        return isinstance(merge.json_get(docker_json, ["proxies"]), dict)
+    except merge.MergeError:
+        return True
+
+
 def desired(options: Mapping[str, Any], present: Callable[[str], bool], docker_json: str) -> Desired:
     """What the host shall have. present says whether the program of a target is there."""
     found = Desired()
@@ -176,8 +190,8 @@ def desired(options: Mapping[str, Any], present: Callable[[str], bool], docker_j
     if "docker" in here:
         found.files[dropin(DOCKER_UNIT)] = unit_text()
         # Only where it has such values, which win over the environment: Docker before 23 does not start with them.
-        if isinstance(merge.json_get(docker_json, ["proxies"]), dict):
-            values = {"http-proxy": url, "https-proxy": url, "no-proxy": ",".join(no_proxy)}
+        values = {"http-proxy": url, "https-proxy": url, "no-proxy": ",".join(no_proxy)}
+        if _has_proxies(docker_json):
             found.merged += [Merged(DOCKER_JSON, ("proxies", key), value) for key, value in values.items()]
     if "pip" in here:
         found.merged.append(Merged(PIP, ("global", "proxy"), url))

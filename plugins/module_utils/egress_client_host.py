@@ -60,7 +60,12 @@ class Work:
         state = files.read_state(client.STATE)
         self.recorded = self._recorded(state)
         self.target = client.desired(options, present, read_text(client.DOCKER_JSON))
-        names = list(dict.fromkeys([*self.target.restart, client.DOCKER_UNIT, RESOLVED, MANAGER]))
+        self.released = [
+            unit
+            for unit in map(client.unit_of, self.recorded["files"])
+            if unit and client.dropin(unit) not in self.target.files
+        ]
+        names = list(dict.fromkeys([*self.target.restart, *self.released, client.DOCKER_UNIT, RESOLVED, MANAGER]))
         listed = runner.run(["systemctl", "show", "-p", PROPERTIES, "--", *names], ok=(0, 1, 127)).stdout
         self.units = parse_units(listed, names)
         texts = {path: read_text(path) for path in {item.file for item in self.target.merged}}
@@ -221,13 +226,15 @@ class Work:
         found = []
         if self._stale(RESOLVED, [resolv.RESOLVED_DROPIN], changed):
             found.append(("restart", RESOLVED))
-        for unit in self.target.restart:
+        released = [unit for unit in self.released if unit != client.DOCKER_UNIT]
+        for unit in [*self.target.restart, *released]:
             if self._stale(unit, [client.ENVIRONMENT, client.dropin(unit)], changed):
                 found.append(("try-restart", unit))
         paths = [client.ENVIRONMENT, client.dropin(client.DOCKER_UNIT)]
-        if client.dropin(client.DOCKER_UNIT) in self.target.files and self._stale(client.DOCKER_UNIT, paths, changed):
+        uses = {*self.target.files, *self.recorded["files"]}
+        if client.dropin(client.DOCKER_UNIT) in uses and self._stale(client.DOCKER_UNIT, paths, changed):
             self.warnings.append(
-                "docker.service uses the proxy after its next restart, which may stop containers; restart it when that suits"
+                "docker.service has its proxy as planned after its next restart, which may stop containers; restart it when that suits"
             )
         return found
 
@@ -263,9 +270,12 @@ class Work:
             # First the file that programs read themselves: it is right while systemd-resolved restarts.
             if self.resolv and self.options["resolvers"]:
                 self._put(self.resolv)
+            tried: list[str] = []
+            # taken back last: a unit that was running starts with the files that it had
+            self.steps.later(self._restart, tried)
             self.steps.paths(self.paths)
             for action, unit in self.actions:
-                self.steps.later(self._runner.run, ["systemctl", action, "--", unit])
+                tried.append(unit)
                 self._runner.run(["systemctl", action, "--", unit])
             if self.resolv and not self.options["resolvers"]:
                 self._put(self.resolv)
@@ -281,6 +291,10 @@ class Work:
             os.mkdir(path, 0o755)
             os.chmod(path, 0o755)
             self.steps.later(os.rmdir, path)
+
+    def _restart(self, units: list[str]) -> None:
+        for unit in units:
+            self._runner.run(["systemctl", "restart", "--", unit])
 
     def _put(self, change: deploy.Change) -> None:
         _replace(change.path, change.after)

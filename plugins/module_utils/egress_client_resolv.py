@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping, Sequence
 
 RESOLV = "/etc/resolv.conf"
-RESOLVED_DROPIN = "/etc/systemd/resolved.conf.d/moat-egress.conf"
+RESOLVED_DROPIN = "/etc/systemd/resolved.conf.d/zz-moat-egress.conf"
 DHCLIENT_HOOKS = "/etc/dhcp/dhclient-enter-hooks.d"
 # resolv.conf(5): further ones are not read
 MOST = 3
@@ -34,8 +34,11 @@ def resolved_text(resolvers: Sequence[str], domain: str) -> str:
     """What systemd-resolved shall do: the same servers for every name, and none to fall back to."""
     lines = [
         "[Resolve]",
+        # what another file has is forgotten by the empty line, or it would be added to
+        "DNS=",
         "DNS={}".format(" ".join(resolvers[:MOST])),
         "FallbackDNS=",
+        "Domains=",
         "Domains={}".format(" ".join([*([domain] if domain else []), "~."])),
         "DNSOverTLS=no",
         "LLMNR=no",
