@@ -175,7 +175,7 @@ class Work:
         plan = deploy.Plan()
         gone = [path for path in self.recorded["files"] if path not in own]
         record = {"files": sorted(own), "merged": self.merged, "resolv": self._resolv_record()}
-        # remembered before anything is written, so that a killed run leaves nothing that nobody knows of
+        # until it is gone, what is not wanted any more is remembered as well
         both = {**record, "files": sorted({*own, *self.recorded["files"]})}
         wanted = bool(own or self.merged or record["resolv"])
         if wanted:
@@ -267,13 +267,17 @@ class Work:
         try:
             for change in self.paths.files:
                 self._directories(os.path.dirname(change.path))
-            # First the file that programs read themselves: it is right while systemd-resolved restarts.
+            # first what is remembered: a killed run leaves nothing that nobody knows of
+            rest = list(self.paths.files)
+            if rest and rest[0].path == client.STATE and rest[0].after.kind == "file":
+                self._put(rest.pop(0))
+            # then the file that programs read themselves, which is right while systemd-resolved restarts
             if self.resolv and self.options["resolvers"]:
                 self._put(self.resolv)
             tried: list[str] = []
             # taken back last: a unit that was running starts with the files that it had
             self.steps.later(self._restart, tried)
-            self.steps.paths(self.paths)
+            self.steps.paths(deploy.Plan(files=rest, daemon_reload=self.paths.daemon_reload))
             for action, unit in self.actions:
                 tried.append(unit)
                 self._runner.run(["systemctl", action, "--", unit])
