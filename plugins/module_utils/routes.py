@@ -160,10 +160,7 @@ def connected(kernels: Mapping[int, Kernel]) -> list[Network]:
 
 def within(network: Network, others: Iterable[Network]) -> bool:
     """Whether one of the others holds all of network."""
-    return any(
-        network.version == other.version and network.subnet_of(other)  # type: ignore[arg-type]
-        for other in others
-    )
+    return any(network.network_address in other and network.prefixlen >= other.prefixlen for other in others)
 
 
 def option_faults(default: bool, via: Sequence[Mapping[str, Any]]) -> list[str]:
