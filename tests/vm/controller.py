@@ -69,19 +69,23 @@ def keys() -> tuple[File, ...]:
         ),
     )
     return (
+        *(File(path, text.encode()) for path, text in machine.files().items()),
         File("/root/.ssh/authorized_keys", (FOLDER / "controller.pub").read_bytes(), 0o600),
         File("/etc/ssh/ssh_host_ed25519_key", (FOLDER / "machine").read_bytes(), 0o600),
         File("/etc/ssh/ssh_host_ed25519_key.pub", (FOLDER / "machine.pub").read_bytes()),
     )
 
 
-def on(script: str, *options: str, timeout: float = 60) -> Said:
+def ssh(*options: str) -> list[str]:
+    """The command line that runs what comes on its standard input on the machine."""
+    fixed = ["-F", str(FOLDER / "ssh_config"), "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
+    return ["ssh", *fixed, *options, machine.NAME, "sh -s"]
+
+
+def on(script: str, *, timeout: float = 60) -> Said:
     """Run a script on the machine over a connection of its own."""
-    argv = ["ssh", "-F", str(FOLDER / "ssh_config"), "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", *options]
     try:
-        done = subprocess.run(
-            [*argv, machine.NAME, "sh -s"], input=script, capture_output=True, check=False, text=True, timeout=timeout
-        )
+        done = subprocess.run(ssh(), input=script, capture_output=True, check=False, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
         return Said(124, "", f"no end within {timeout:.0f} s")
     return Said(done.returncode, done.stdout, done.stderr)

@@ -142,19 +142,37 @@ class Proof:
 
     def _control(self, boot: Boot, failed: bool) -> None:
         """The same canary answers the same probers as soon as the table is away, and no longer once the unit is started again."""
-        controller.must(f"nft delete table {TABLE}")
-        time.sleep(0.5)
-        begin = time.time()
-        time.sleep(CONTROL)
-        boot.control = {
-            name: seen for name, seen in self.probers.window(begin, begin + CONTROL)[0].items() if name in CANARY
-        }
-        said = controller.on(f"systemctl restart {UNIT}")
-        boot.expect((said.rc != 0) == failed, f"a restart of {UNIT} ended with {said.rc}: {said.err.strip()[:200]}")
+        script = f"""{{
+nft delete table {TABLE} && echo away
+read -r back
+systemctl restart {UNIT}
+ended=$?
+conntrack -F 2>/dev/null
+echo restart=$ended
+exit
+}}
+"""
+        argv = controller.ssh("-o", "ServerAliveInterval=5")
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as session:
+            assert session.stdin is not None and session.stdout is not None
+            session.stdin.write(script)
+            session.stdin.flush()
+            away = session.stdout.readline().strip() == "away"
+            for _try in range(10):
+                time.sleep(CONTROL)
+                seen, _gap = self.probers.window(time.time() - CONTROL, time.time())
+                boot.control = {name: seen[name] for name in CANARY}
+                if all(item.answered > CONTROL * LEAST / 2 for item in boot.control.values()):
+                    break
+            session.stdin.write("back\n")
+            session.stdin.close()
+            restart = session.stdout.readline().strip()
+        boot.expect(away, "the table could not be taken away")
+        boot.expect(restart.startswith("restart=") and (restart != "restart=0") == failed, f"{UNIT}: {restart!r}")
         time.sleep(1.5)
         end = time.time()
         seen, _gap = self.probers.window(end - 1, end)
-        silent = [name for name, item in boot.control.items() if item.answered < CONTROL * LEAST / 2]
+        silent = [name for name, item in boot.control.items() if item.answered <= CONTROL * LEAST / 2]
         boot.expect(not silent, f"without the table the canary did not answer {', '.join(silent)}: nothing is proven")
         still = {name: item.answered for name, item in seen.items() if item.answered}
         boot.expect(not still, f"open after a restart: {still}")
@@ -173,7 +191,6 @@ def bare(machine: Qemu, folder: Path) -> str:
     """The control of all boots: without the role, the canary is reached as soon as the interface is there."""
     witness, probers = Witness(folder / "bare.pcap"), Probers(folder, with_ssh=False)
     machine.start(frozen=True)
-    begin = time.time()
     machine.thaw()
     try:
         watch.until(lambda: boot_id() != "", PATIENCE, "administration over SSH")

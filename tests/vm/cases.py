@@ -1,0 +1,128 @@
+"""The boots that are tried, and what each begins from."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+
+from tests.lab.shell import LabError, say
+from tests.vm import controller, machine
+from tests.vm.proof import UNIT, Proof, kill_run
+
+FILES = Path(__file__).resolve().parent / "files"
+RULESET, GOOD, OLD = "/etc/moat/firewall/ruleset.nft", "/root/good.nft", "/root/old.nft"
+MARK = {"id": "in-mark", "chain": "input", "protocol": "tcp", "ports": [9], "peers4": ["10.191.0.0/28"]}
+CUTS = 5
+# What stands in the place of the ruleset at the next boot. Each is reached from the good file.
+BROKEN = {
+    "altered so that all is accepted": f"sed -i 's/policy drop/policy accept/' {RULESET}",
+    "empty": f": >{RULESET}",
+    "truncated": f"truncate -s $(($(stat -c %s {RULESET}) / 2)) {RULESET}",
+    "an older text below a newer sum": f"(head -n 1 {GOOD}; tail -n +2 {OLD}) >{RULESET}",
+    "noise": f"head -c 3000 /dev/urandom >{RULESET}",
+    "sum right, text refused by nft": (
+        f"echo 'table inet moat {{ chain input {{ no such thing' >/root/text;"
+        f' (echo "# sha256 $(sha256sum </root/text | cut -d " " -f 1)"; cat /root/text) >{RULESET}'
+    ),
+    "missing": f"rm {RULESET}",
+}
+
+
+def unchanged(said: str) -> bool:
+    return "changed=0" in said and "failed=0" in said
+
+
+def ordinary(proof: Proof) -> None:
+    """A restart in order, and the power cut of a machine at rest."""
+    proof.boot("restart in order", proof.reboot)
+    proof.boot("power cut", proof.cut)
+    if not unchanged(controller.converge(machine.policy())):
+        raise LabError("a machine that booted twice needs something of the role")
+
+
+def interrupted(proof: Proof, seed: int) -> None:
+    """The power goes while the role changes the policy, at moments spread over the whole run."""
+    chance = random.Random(seed)
+    begun = time.monotonic()
+    controller.converge(machine.policy(MARK))
+    length = time.monotonic() - begun
+    marked = True
+    for number in range(CUTS):
+        moment = length * (number + chance.random()) / CUTS
+        running = []
+
+        def how(moment: float = moment, running: list[bool] = running, wanted: bool = not marked) -> None:
+            process = controller.begin(machine.policy(*([MARK] if wanted else [])))
+            time.sleep(moment)
+            proof.machine.kill()
+            running.append(kill_run(process))
+            proof.machine.start()
+
+        boot = proof.boot(f"power cut {moment:.1f} s into a change", how)
+        now = MARK["id"] in boot.facts["rules"].split()
+        state = "in force" if now != marked else "not in force"
+        say(f"     the run was {'killed' if running[0] else 'over'}; the change is {state} after the boot")
+        marked = now
+    # whatever the last one left, a run that is not disturbed mends it
+    controller.converge(machine.policy())
+    if not unchanged(controller.converge(machine.policy())):
+        raise LabError("a second run after the power cuts changes something")
+
+
+def broken(proof: Proof) -> None:
+    """What boot loads is not what the role has written: closed and managed all the same, and the unit says so."""
+    controller.must(f"cp {RULESET} {OLD}")
+    controller.converge(machine.policy(MARK))
+    controller.must(f"cp {RULESET} {GOOD}")
+    for number, (name, script) in enumerate(BROKEN.items()):
+        controller.must(f"cp {GOOD} {RULESET}; {script}; sync")
+        boot = proof.boot(f"ruleset {name}", proof.cut if number else proof.reboot, failed=True)
+        boot.expect(MARK["id"] not in boot.facts["rules"].split(), "rules of the broken file are in force")
+    controller.converge(machine.policy(MARK))
+    controller.must(f"systemctl is-active {UNIT}; cmp {GOOD} {RULESET}; cp {OLD} {RULESET}; sync")
+    boot = proof.boot("ruleset whole but older", proof.cut)
+    boot.expect(MARK["id"] not in boot.facts["rules"].split(), "the older file is not what was loaded")
+    if unchanged(controller.converge(machine.policy(MARK))):
+        raise LabError("the role does not see that an older policy is in force")
+
+
+def full(proof: Proof) -> None:
+    """The disk is full while the role changes the policy: what boots is the old policy or the new one."""
+    controller.must("fallocate -l 8G /root/fill 2>/dev/null || dd if=/dev/zero of=/root/fill bs=1M 2>/dev/null || sync")
+    controller.must("dd if=/dev/zero of=/root/more bs=4k 2>/dev/null || sync; df / | grep -q '100%'")
+    process = controller.begin(machine.policy())
+    said = "kept its policy" if process.wait(600) else "took the new policy"
+    proof.boot("power cut, disk full", proof.cut)
+    say(f"     with a full disk the machine {said}")
+    controller.must("rm -f /root/fill /root/more; sync")
+    controller.converge(machine.policy())
+    proof.boot("power cut after that", proof.cut)
+
+
+def named(proof: Proof) -> None:
+    """Interfaces that the policy names and that are made after boot, kernel WireGuard and a VLAN: filtered from their first packet on."""
+    controller.must((FILES / "link.sh").read_text(encoding="utf-8"))
+    wanted = {
+        f"{kind}/{address}/{port}": kind == "tcp" and port == machine.ADMITTED
+        for address in ("100.64.0.1", "172.31.120.1")
+        for kind in ("tcp", "udp")
+        for port in (machine.CANARY, machine.ADMITTED)
+    }
+    program = (FILES / "knock.py").read_text(encoding="utf-8")
+    knock = f"ip netns exec peer python3 - {' '.join(wanted)} <<'END'\n{program}\nEND\n"
+    closed = json.loads(controller.must(knock))
+    opened = json.loads(controller.must(f"nft delete table inet moat; {knock} systemctl restart {UNIT}"))
+    handshake = controller.must("wg show moat0 latest-handshakes").split()
+    controller.must("ip netns delete peer; ip link delete moat0")
+    say(
+        f"     kernel WireGuard and VLAN made after boot: {sum(closed.values())} of {len(closed)} ports answer, as declared"
+    )
+    wrong = [name for name, answers in closed.items() if answers != wanted[name]]
+    silent = [name for name, answers in opened.items() if not answers]
+    if wrong or silent or handshake[-1] == "0":
+        raise LabError(f"wrong with the table: {wrong}; silent without it: {silent}; last handshake {handshake[-1]}")
+
+
+CASES = ("ordinary", "named", "interrupted", "broken", "full")
