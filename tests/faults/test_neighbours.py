@@ -19,7 +19,7 @@ import yaml
 
 from tests.faults import run
 from tests.lab import table
-from tests.lab.site import denied, on
+from tests.lab.site import denied, on, plans
 
 HOST, PEER = "app2", "app1"  # managed, with a firewall alone; and the one that is to reach what the first one publishes
 PORT, WORD = 8088, "hello-neighbour"
@@ -318,6 +318,9 @@ def test_uninstall_leaves_nothing_of_ours_and_all_of_the_others(
 ) -> None:
     apply(ADMITTED, tmp_path)
     mine = ours()
+    # Elsewhere this host is a client for a while; what the roles of a client leave is not the packet filter's.
+    assert plans()[HOST]["roles"] == ["firewall"]
+    said(HOST, "rm -rf /etc/moat/certificate /etc/moat/connector /etc/moat/tls /usr/local/lib/moat")
     removed = apply(ADMITTED, tmp_path, "-e", "firewall_state=absent", "--limit", HOST)
     assert removed.counts("changed")[HOST] == 1
     assert left() == []
