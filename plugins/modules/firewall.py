@@ -376,7 +376,9 @@ def main() -> None:
             left = host.steps.undo()
             outcome = "but not completely: {}".format("; ".join(left)) if left else "completely"
             module.fail_json(msg=f"{error}. The previous state was restored {outcome}.")
-    waiting = {"pending": terms.report(NAME)} if host.pending.waits and not module.check_mode else {}
+    # also when this took so long that the host has taken the change back meanwhile: that must not pass for kept
+    waits = policy is not None and work.difference.kind != "none" and not module.check_mode
+    waiting = {"pending": terms.report(NAME)} if waits else {}
     module.exit_json(
         changed=work.changed,
         diff=diff,
