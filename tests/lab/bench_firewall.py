@@ -251,10 +251,10 @@ class Bench:
             if name != FEW_LIST:
                 self.count(name, self.many)
 
-    def one_member(self, name: str) -> None:
+    def one_member(self, name: str, rounds: int) -> None:
         """A member of a long list leaves, and comes back."""
         whole = self.lists[name]
-        for addresses in (whole, *(whole[1:], whole) * 3):
+        for addresses in (whole, *(whole[1:], whole) * rounds):
             seconds, processor, kind = apply(options(self.family, addresses))
             words = f"one of {name}, less or more" if kind == "elements" else f"{name}, {kind}"
             if kind != "none":
@@ -302,7 +302,8 @@ class Bench:
                 f" processor time {statistics.median(processor):.2f} s)"
             )
             judged = statistics.median(processor) if self.busy else median
-            if judged > MOST_SECONDS:
+            # a list with a network among them is no hash table in the kernel, and shown beside the promise
+            if MIXED_LIST not in name and judged > MOST_SECONDS:
                 faults.append(f"IPv{self.family}: to apply {name} took {judged:.2f} s, more than {MOST_SECONDS:.0f} s")
         ratio, words = self.ratio(SMALL, FEW_LIST)
         say(f"{words}\n{self.ratio(MANY, NETWORK_LIST)[1]}")
@@ -320,9 +321,9 @@ class Bench:
             apply(options(self.family, self.few[:1]))
             for number in range(alternations):
                 self.alternate(number)
-            self.first_loads(5)
-            self.one_member(LONG_LIST)
-            self.one_member(MIXED_LIST)
+            self.first_loads(1)
+            self.one_member(LONG_LIST, 3)
+            self.one_member(MIXED_LIST, 2)
             self.load(FEW_LIST)
             return self.report(self.control())
         finally:
