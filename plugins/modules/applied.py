@@ -5,7 +5,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: applied
 short_description: Keep what was applied to each host, and tell what a plan asks for besides
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - Keeps, on the controller, a record of each host in the directory C(applied) of O(state_dir). For each role that the host has it says which
     part of a plan was applied last, and by which files of the collection.
