@@ -424,12 +424,12 @@ def compare(live: Listing | None, candidate: Listing) -> Difference:
     return Difference("elements", names) if names else Difference("none")
 
 
-def _differ(live: list[Any], members: list[str]) -> bool:
+def _differ(live: list[Any], members: list[Any]) -> bool:
     """Whether two sets have other members; how they are cut up and their order say nothing."""
-    if any(isinstance(item, dict) and not {"prefix", "range"} & set(item) for item in live):
-        return True
+    if any(isinstance(item, dict) and not {"prefix", "range"} & set(item) for item in [*live, *members]):
+        return live != members
     # no member lies in another of its set, so those in common can be left out
-    texts, wanted = {_member(item) for item in live}, set(members)
+    texts, wanted = {_member(item) for item in live}, {_member(item) for item in members}
     gone, come = texts - wanted, wanted - texts
     if not gone or not come or not any("/" in text or "-" in text for text in [*gone, *come]):
         return bool(gone or come)

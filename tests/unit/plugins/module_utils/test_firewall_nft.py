@@ -341,6 +341,13 @@ def test_members_are_compared_by_what_they_admit(peers, members, kind):
     assert nft.compare(live_set(*members), candidate).kind == kind
 
 
+def test_two_listings_can_be_compared_as_well():
+    commented = {"elem": {"val": "10.0.0.1", "comment": "by hand"}}
+    for members in ((PREFIX, "10.0.1.0"), (commented,), ()):
+        assert nft.compare(live_set(*members), live_set(*members)).kind == "none"
+        assert nft.compare(live_set(*members), live_set("10.7.0.0")).kind == "elements"
+
+
 def counted(chain_name, comment, packets, right=None):
     expr = [{"counter": {"packets": packets, "bytes": packets * 60}}, {"accept": None}]
     if right is not None:
