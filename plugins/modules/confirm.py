@@ -122,6 +122,7 @@ def main() -> None:
         ended = firewall_flows.cut(runner, staged.policy, connection)
         for fault in ended.pop("faults"):
             module.warn(fault)
+        pending.settle()
     module.exit_json(**{**report, **ended, "confirmed": True, "changed": True, "outcome": "confirmed"})
 
 
