@@ -21,9 +21,10 @@ def proof(seed: int, wanted: list[str]) -> list[str]:
         image = vm_image.ensure()
     by = accelerator(image)
     say(f"Debian's kernel {image.version}, by {by}; seed {seed}")
-    wires.up()
     nics = (Nic(wires.DATA_TAP, machine.DATA_MAC), Nic(wires.ADMIN_TAP, machine.ADMIN_MAC))
     backend = Qemu(controller.FOLDER, Machine(machine.NAME, image, nics, wires.ROOM, by))
+    backend.destroy()  # what a killed run has left
+    wires.up()
     try:
         with Step("vm: the machine without the role"):
             backend.create(controller.keys())
@@ -46,11 +47,12 @@ def proof(seed: int, wanted: list[str]) -> list[str]:
     say("")
     for boot in run.boots:
         say(boot.line())
-    tried, frames = sum(boot.tried for boot in run.boots), sum(boot.frames for boot in run.boots)
-    found = [f"{boot.name}: {fault}" for boot in run.boots for fault in boot.faults]
+    boots = [boot for boot in run.boots if not boot.planted]
+    tried, frames = sum(boot.tried for boot in boots), sum(boot.frames for boot in boots)
+    found = [f"{boot.name}: {fault}" for boot in boots for fault in boot.faults]
     say(
-        f"{len(run.boots)} boots: {tried} probes, {sum(boot.answered for boot in run.boots)} answers;"
-        f" {frames} frames from the machine, {sum(boot.foreign for boot in run.boots)} that nobody may see; {len(found)} findings"
+        f"{len(boots)} boots: {tried} probes, {sum(boot.answered for boot in boots)} answers;"
+        f" {frames} frames from the machine, {sum(boot.foreign for boot in boots)} that nobody may see; {len(found)} findings"
     )
     return found
 

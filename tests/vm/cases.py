@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 from tests.lab.shell import LabError, say
-from tests.vm import controller, machine
+from tests.vm import controller, machine, watch
 from tests.vm.proof import UNIT, Proof, kill_run
 
 FILES = Path(__file__).resolve().parent / "files"
 RULESET, GOOD, OLD = "/etc/moat/firewall/ruleset.nft", "/root/good.nft", "/root/old.nft"
 MARK = {"id": "in-mark", "chain": "input", "protocol": "tcp", "ports": [9], "peers4": ["10.191.0.0/28"]}
-CUTS = 5
+CUTS = 6
+CHANGE = "Close the host but for declared traffic"
 # What stands in the place of the ruleset at the next boot. Each is reached from the good file.
 BROKEN = {
     "altered so that all is accepted": f"sed -i 's/policy drop/policy accept/' {RULESET}",
@@ -42,28 +45,49 @@ def ordinary(proof: Proof) -> None:
         raise LabError("a machine that booted twice needs something of the role")
 
 
+def planted(proof: Proof) -> None:
+    """A unit that begins after the network: who does not find this one finds nothing."""
+    change = "s/^Before=network-pre.target/After=network-online.target/; s/network-pre/network-online/"
+    controller.must(f"sed -i '{change}' /etc/systemd/system/{UNIT}; sync")
+    boot = proof.boot("unit after the network, planted", proof.cut)
+    boot.planted = True
+    if not boot.answered or not boot.foreign or not any("link" in fault for fault in boot.faults):
+        raise LabError(f"a boot that was open for a while was not found out: {boot.line()}")
+    controller.converge(machine.policy())
+    proof.boot("power cut once the unit is mended", proof.cut)
+
+
+def begin_change(*more: dict[str, Any]) -> tuple[subprocess.Popen[bytes], float]:
+    """Start a run of the role, and wait for the task that changes the machine; the moment at which that began."""
+    process = controller.begin(machine.policy(*more))
+    watch.until(lambda: CHANGE in controller.LOG.read_text(encoding="utf-8") or process.poll() is not None, 300, CHANGE)
+    return process, time.monotonic()
+
+
 def interrupted(proof: Proof, seed: int) -> None:
-    """The power goes while the role changes the policy, at moments spread over the whole run."""
+    """The power goes while the role changes the policy, at moments spread over the task that does it."""
     chance = random.Random(seed)
-    begun = time.monotonic()
-    controller.converge(machine.policy(MARK))
+    process, begun = begin_change(MARK)
+    if process.wait(600):
+        raise LabError(f"the role failed; its output is in {controller.LOG}")
     length = time.monotonic() - begun
     marked = True
     for number in range(CUTS):
         moment = length * (number + chance.random()) / CUTS
-        running = []
+        running: list[bool] = []
 
         def how(moment: float = moment, running: list[bool] = running, wanted: bool = not marked) -> None:
-            process = controller.begin(machine.policy(*([MARK] if wanted else [])))
-            time.sleep(moment)
+            process, begun = begin_change(*([MARK] if wanted else []))
+            time.sleep(max(0.0, begun + moment - time.monotonic()))
             proof.machine.kill()
             running.append(kill_run(process))
+            time.sleep(1)
             proof.machine.start()
 
         boot = proof.boot(f"power cut {moment:.1f} s into a change", how)
         now = MARK["id"] in boot.facts["rules"].split()
         state = "in force" if now != marked else "not in force"
-        say(f"     the run was {'killed' if running[0] else 'over'}; the change is {state} after the boot")
+        say(f"     the run was {'killed' if running[-1] else 'over'}; the change is {state} after the boot")
         marked = now
     # whatever the last one left, a run that is not disturbed mends it
     controller.converge(machine.policy())
@@ -125,4 +149,4 @@ def named(proof: Proof) -> None:
         raise LabError(f"wrong with the table: {wrong}; silent without it: {silent}; last handshake {handshake[-1]}")
 
 
-CASES = ("ordinary", "named", "interrupted", "broken", "full")
+CASES = ("ordinary", "planted", "named", "interrupted", "broken", "full")

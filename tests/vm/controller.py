@@ -18,6 +18,7 @@ from tests.vm.wires import ROOM, inside
 
 FOLDER = LAB / "vm"
 HERE = Path(__file__).resolve().parent
+LOG = FOLDER / "playbook.log"
 REACH = HERE / "reach.py"
 
 
@@ -108,7 +109,7 @@ def command(policy: dict[str, Any], *arguments: str) -> list[str]:
 def begin(policy: dict[str, Any]) -> subprocess.Popen[bytes]:
     """Start a run in a process group of its own."""
     argv = command(policy)
-    with (FOLDER / "playbook.log").open("wb") as log:
+    with LOG.open("wb") as log:
         return subprocess.Popen(
             argv,
             env=plain(),

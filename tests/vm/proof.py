@@ -32,6 +32,7 @@ echo "boot=$(cat /proc/sys/kernel/random/boot_id)"
 echo "link=$(journalctl -b -o short-monotonic -u systemd-networkd | grep -m 1 -E ': (Link UP|Gained carrier)' | tr -d '[]' | cut -d ' ' -f 1-4)"
 echo "policies=$(nft list table {TABLE} | grep -c 'policy drop')"
 echo "rules=$(nft list table {TABLE} | grep -o 'comment "[^"]*"' | sort -u | cut -d '"' -f 2 | tr '\\n' ' ')"
+echo "admin=$(nft list table {TABLE} | grep -c 'tcp dport 22 .*accept')"
 echo "named=$(ip -br link | grep -cE '^(moat0|outer0)')"
 """
 
@@ -51,6 +52,7 @@ class Boot:
     frames: int = 0
     foreign: int = 0
     control: dict[str, Seen] = field(default_factory=dict)
+    planted: bool = False  # a fault was planted, which has to be found
 
     def expect(self, true: bool, text: str) -> None:
         if not true:
@@ -58,11 +60,14 @@ class Boot:
 
     def line(self) -> str:
         """The row of the summary."""
+        verdict = "ok" if not self.faults else "FOUND: " + "; ".join(self.faults)
+        if self.planted:
+            verdict = "found, as it should be"
         least = min((seen.answered / CONTROL for seen in self.control.values()), default=0.0)
         return (
-            f"{self.name:<34} {self.seconds:5.0f} s  {self.tried:6d} probes {self.rate:4.0f}/s gap {self.gap:4.2f} s"
+            f"{self.name:<42} {self.seconds:5.0f} s  {self.tried:6d} probes {self.rate:4.0f}/s gap {self.gap:4.2f} s"
             f"  {self.answered:3d} answers  {self.foreign:3d} of {self.frames:3d} frames"
-            f"  control {least:4.0f}/s  {'ok' if not self.faults else 'FOUND: ' + '; '.join(self.faults)}"
+            f"  control {least:4.0f}/s  {verdict}"
         )
 
 
@@ -89,12 +94,21 @@ class Proof:
         time.sleep(1)
         self.machine.start()
 
-    def boot(self, name: str, how: Callable[[], None], *, failed: bool = False, begun: float | None = None) -> Boot:
+    def boot(self, name: str, how: Callable[[], None], *, failed: bool = False) -> Boot:
+        """A boot that was looked at without a gap: on a busy machine one may have to be repeated, and is not counted then."""
+        for _try in range(3):
+            boot = self._boot(name, how, failed)
+            say(boot.line())
+            if boot.gap <= GAP or len(boot.faults) > 1:
+                break
+        self.boots.append(boot)
+        return boot
+
+    def _boot(self, name: str, how: Callable[[], None], failed: bool) -> Boot:
         """Let the machine boot while everybody looks; it must be closed all the time, and managed at the end."""
         boot = Boot(name)
-        self.boots.append(boot)
         before = boot_id() if self.machine.status() == "running" else ""
-        witness = Witness(self.folder / f"boot-{len(self.boots)}.pcap")
+        witness = Witness(self.folder / f"boot-{len(self.boots) + 1}.pcap")
         begin = time.time()
         try:
             how()
@@ -121,7 +135,6 @@ class Proof:
         boot.expect(boot.gap <= GAP, f"nobody looked for {boot.gap:.2f} s")
         self._inside(boot, failed)
         self._control(boot, failed)
-        say(boot.line())
         return boot
 
     def _inside(self, boot: Boot, failed: bool) -> None:
@@ -135,7 +148,9 @@ class Proof:
         boot.expect(loaded < link, f"{UNIT} ended at {loaded} us, the first link was up at {link:.0f} us")
         boot.expect(0 < canary < link, f"the canary was there at {canary} us, after the first link at {link:.0f} us")
         boot.expect(facts["policies"] == "3", f"{facts['policies']} of 3 chains drop")
-        boot.expect("in-admin-ssh" in facts["rules"].split(), f"no rule for administration in {facts['rules']!r}")
+        boot.expect(facts["admin"] == "2", f"administration has {facts['admin']} rules, not one for each family")
+        # the minimal table names no rule
+        boot.expect(("in-admin-ssh" in facts["rules"].split()) != failed, f"the rules in force are {facts['rules']!r}")
         boot.expect(facts["named"] == "0", "an interface was there that only the policy should know")
         wanted = "failed" if failed else "active"
         boot.expect(facts["firewall.ActiveState"] == wanted, f"{UNIT} is {facts['firewall.ActiveState']}, not {wanted}")
