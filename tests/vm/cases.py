@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import random
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from tests.lab.shell import LabError, say
-from tests.vm import controller, machine, watch
+from tests.lab.shell import LabError, capture, say
+from tests.vm import controller, machine, watch, wires
 from tests.vm.proof import UNIT, Proof, kill_run
 
 FILES = Path(__file__).resolve().parent / "files"
@@ -149,4 +150,32 @@ def named(proof: Proof) -> None:
         raise LabError(f"wrong with the table: {wrong}; silent without it: {silent}; last handshake {handshake[-1]}")
 
 
-CASES = ("ordinary", "planted", "named", "interrupted", "broken", "full")
+def discarded(proof: Proof) -> None:
+    """Packets that routing throws away before any chain sees them: the kernel's errors about them must not leave either."""
+    addresses = ("10.192.0.99", "fd00:192::99")
+    add = "; ".join(f"ip route add unreachable {address}" for address in addresses)
+    controller.must(f"{add}; sysctl -q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+    send = (FILES / "send.py").read_text(encoding="utf-8")
+    errors = {}
+    for name, before, after in (
+        ("with the table", "true", "true"),
+        ("without it", "nft delete table inet moat", f"systemctl restart {UNIT}"),
+    ):
+        controller.must(before)
+        witness = watch.Witness(proof.folder / "discarded.pcap")
+        capture(wires.inside(wires.INTRUDER, sys.executable, "-c", send, machine.DATA_MAC, *addresses))
+        witness.stop()
+        errors[name] = [len(witness.frames(which)) for which in ("icmp[0] == 3", "icmp6 and ip6[40] == 1")]
+        controller.must(after)
+    controller.must(
+        "sysctl -q -w net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0; ip route flush type unreachable"
+    )
+    told = ", ".join(f"{name} {counts[0]} over IPv4 and {counts[1]} over IPv6" for name, counts in errors.items())
+    say(f"     errors about what routing throws away: {told}")
+    if not all(errors["without it"]):
+        raise LabError("an open machine sends no errors either: nothing is proven")
+    if any(errors["with the table"]):
+        raise LabError("the kernel answers about packets that no rule admits")
+
+
+CASES = ("ordinary", "planted", "named", "discarded", "interrupted", "broken", "full")

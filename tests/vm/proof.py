@@ -77,6 +77,15 @@ def boot_id() -> str:
     return said.out.strip() if said.rc == 0 else ""
 
 
+def facts() -> dict[str, str]:
+    """What the machine says of its boot; a connection that is older than the table may have ended with it."""
+    for _try in range(3):
+        said = controller.on(FACTS, timeout=30)
+        if said.rc == 0:
+            return dict(re.findall(r"^([\w.]+)=(.*)$", said.out, re.MULTILINE))
+    raise LabError(f"the machine says nothing of its boot: {said.err.strip()[-500:]}")
+
+
 class Proof:
     """The machine, those who look at it, and the boots so far."""
 
@@ -113,7 +122,7 @@ class Proof:
         try:
             how()
             watch.until(lambda: boot_id() not in ("", before), PATIENCE, f"{name}: administration over SSH")
-            boot.facts = dict(re.findall(r"^([\w.]+)=(.*)$", controller.must(FACTS), re.MULTILINE))
+            boot.facts = facts()
             time.sleep(1)
         finally:
             end = time.time()
