@@ -171,15 +171,19 @@ def succeeded(
 def steps(work: Work, host: str, early: bool, changes_only: bool) -> dict[str, list[str]]:
     """The tasks of each play for a host, in order: its packet filter, what others wait for, and the rest.
 
-    early tells that its link can come up before the keys of this run are made.
+    early tells that its link can come up before the keys of this run are made. A host that has no packet filter yet is closed before
+    anything is done anywhere; where all have theirs, nobody waits for another's.
     """
     due, known = work.due.get(host, []), work.known.get(host, [])
     new = [role for role in LOOKED_FOR if role in due and (role not in known or role == "connector")]
-    prepare = ["ca"] if "ca" in due else []
+    close = ["firewall"] if "firewall" in due else []
+    together = changes_only and all("firewall" in work.known.get(each, ()) for each in work.due)
+    prepare = list(close) if together else []
+    prepare += ["ca"] if "ca" in due else []
     prepare += ["retire"] if host in work.retire else []
     prepare += ["look"] if changes_only and new else []
     prepare += ["keys"] if "private_link" in new else []
     prepare += ["link"] if "private_link" in due and early else []
     serve = ["link"] if "private_link" in due and not early else []
     serve += [role for role in due if role in ("certificate", "model_server", "gateway", "connector")]
-    return {"close": ["firewall"] if "firewall" in due else [], "prepare": prepare, "serve": serve}
+    return {"close": [] if together else close, "prepare": prepare, "serve": serve}

@@ -204,3 +204,11 @@ def test_new_hosts_make_their_keys_before_any_of_them_links() -> None:
     made = applied.compare(plans, {"app1": digests(*ROLES), "ca1": digests("firewall", "ca")}, {}, "c1", True)
     assert applied.steps(made, "app1", False, True)["prepare"] == ["look", "keys"]
     assert applied.steps(made, "ca1", False, True) == {"close": ["firewall"], "prepare": ["ca"], "serve": []}
+
+
+def test_nobody_waits_for_the_packet_filter_of_another_unless_one_has_none() -> None:
+    assert steps(record(*ROLES), digests(*ROLES, firewall="new")) == {"close": [], "prepare": ["firewall"], "serve": []}
+    plans = {"app1": plan("firewall"), "app2": plan("firewall")}
+    each = {"app1": digests("firewall", firewall="new"), "app2": digests("firewall")}
+    made = applied.compare(plans, each, {"app1": record("firewall")}, "c1", True)
+    assert applied.steps(made, "app1", False, True)["close"] == ["firewall"]
