@@ -20,7 +20,7 @@ UNIT = "moat-firewall.service"
 TABLE = "inet moat"
 PATIENCE = 300  # seconds for a boot, which an emulated processor may need
 LEAST = 50  # probes a second of each kind
-GAP = 0.5  # seconds in which nobody looked, at most
+GAP = 1.0  # seconds in which nobody looked, at most
 CONTROL = 2.0  # seconds for which the table is away, and the canary has to answer
 FACTS = f"""
 show() {{ systemctl show "$1" -p ActiveState -p Result -p ExecMainExitTimestampMonotonic -p ExecMainStartTimestampMonotonic \\
