@@ -86,9 +86,14 @@ class Keeper:
         for host, roles in work.known.items():
             if "private_link" in roles and not private_link_key.public_key_of(self._keys, host):
                 roles.remove("private_link")
+            if "ca" in roles and not self._root():
+                roles.remove("ca")
         for host, roles in work.due.items():
             before = mine.get(host, {})
-            self._write(host, before, applied.begun(before, plans[host], self._chosen(roles), self._collection))
+            self._write(host, before, applied.begun(before, plans[host], self._chosen(roles)))
+        changes_only = self._arguments["changes_only"]
+        early = self._paired(work) if changes_only else hosts
+        busy = work.hosts or sorted(self._plans)[:1]
         warnings = [
             f"{self._path(host)}: {host} is not in the inventory, so what it has of the perimeter stays there; remove the file once it is gone"
             for host in elsewhere
@@ -97,9 +102,10 @@ class Keeper:
             "changed": False,
             "due": work.due,
             "known": work.known,
+            "gained": work.gained,
             "retire": work.retire,
-            "paired": self._paired(work),
-            "hosts": work.hosts or sorted(self._plans)[:1],
+            "steps": {host: applied.steps(work, host, host in early, changes_only) for host in busy},
+            "hosts": busy,
         }
         return {**result, "warnings": warnings} if warnings else result
 
@@ -131,8 +137,12 @@ class Keeper:
         tags = self._arguments["run_tags"], self._arguments["skip_tags"]
         return [role for role in roles if applied.selected(role, *tags)]
 
-    def _digests(self, host: str, roles: Any) -> dict[str, str]:
-        return {role: self._digest(host, role) for role in roles}
+    def _digests(self, host: str, roles: Any) -> dict[str, tuple[str, str]]:
+        return {role: (self._digest(host, role), self._parts[host][role]["inputs"]) for role in roles}
+
+    def _root(self) -> str:
+        state = files.read_state(os.path.join(self._state, "ca-root.pem"))
+        return (state.content or b"").decode("ascii", "replace")
 
     def _digest(self, host: str, role: str) -> str:
         """Of the part of the plan and of what the role reads beside the inventory; empty while some of that is missing."""
@@ -142,10 +152,8 @@ class Keeper:
             ends = [host, *(peer["name"] for peer in self._plans[host][role]["peers"])]
             beside = [private_link_key.public_key_of(self._keys, end) for end in ends]
         elif role == "certificate":
-            beside = [
-                (files.read_state(os.path.join(self._state, "ca-root.pem")).content or b"").decode("ascii", "replace")
-            ]
-        return applied.digest_of(part, beside) if part and all(beside) else ""
+            beside = [self._root()]
+        return applied.digest_of(part, beside) if part["inputs"] and all(beside) else ""
 
     def _path(self, host: str) -> str:
         if not applied.HOST_NAME.fullmatch(host):

@@ -43,10 +43,10 @@ def read_inventory(hostvars: Mapping[str, Any], groups: Mapping[str, Iterable[st
     return {"hosts": hosts, "groups": {str(group): [str(name) for name in names] for group, names in groups.items()}}
 
 
-def parts_of(plan: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, str]:
-    """What each role of a host is handed, as a digest: its part of the plan, and its inputs that the inventory sets.
+def parts_of(plan: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """What each role of a host is handed, as digests: its part of the plan, and its inputs that the inventory sets.
 
-    A digest is empty when an input has no value yet, so that it equals none.
+    The digest of inputs is empty when one has no value yet, so that it equals none.
     """
     own: dict[str, dict[str, Any]] = {role: {} for role in plan["roles"]}
     unknown = set()
@@ -58,7 +58,10 @@ def parts_of(plan: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str,
                 except AnsibleError:
                     unknown.add(role)
     return {
-        role: "" if role in unknown else applied.digest_of(applied.part_of(plan, role), inputs)
+        role: {
+            "plan": applied.digest_of(applied.part_of(plan, role)),
+            "inputs": "" if role in unknown else applied.digest_of(inputs),
+        }
         for role, inputs in own.items()
     }
 
@@ -107,6 +110,9 @@ class ActionModule(ActionBase):
         ]
         if faults:
             raise IntentError(faults)
+        if self._display.verbosity:
+            for name in plan.hosts:
+                self._display.display("\n".join([name, *plan.words(name)]))
         found = plan.to_dict(only, cells=arguments["cells"], words=arguments["words"])
         variables, wanted = task_vars["hostvars"], found["hosts"] if arguments["parts"] else {}
         return {"changed": False, **found, "parts": {name: parts_of(wanted[name], variables[name]) for name in wanted}}

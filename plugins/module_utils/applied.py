@@ -13,27 +13,34 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 # Whoever uses something goes before it. The packet filter stays, and so does an authority with its keys: both are removed by hand only.
 RETIRED = ("connector", "gateway", "model_server", "certificate", "private_link")
+# What the certificate and the connector of a host are given beside the link is looked for once.
+LOOKED_FOR = ("private_link", "certificate", "connector")
 HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """The last application of a role: of which part of a plan, by which collection; and the interfaces that it may have made."""
+    """The last application of a role: of which part of a plan and which other inputs, by which collection; and what it may have made."""
 
     digest: str = ""
+    inputs: str = ""
     collection: str = ""
-    interfaces: tuple[str, ...] = ()
+    made: tuple[str, ...] = ()
 
 
 @dataclass
 class Work:
-    """What a run has to do, by host."""
+    """What a run has to do, by host.
+
+    A role is known where the same collection with the same inputs of the inventory has applied it before: what it installs is there.
+    """
 
     due: dict[str, list[str]] = field(default_factory=dict)
     known: dict[str, list[str]] = field(default_factory=dict)
+    gained: list[str] = field(default_factory=list)
     retire: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
     @property
@@ -51,8 +58,11 @@ def part_of(plan: Mapping[str, Any], role: str) -> dict[str, Any]:
     return {key: plan[key] for key in (role, f"{role}_ca") if key in plan}
 
 
-def interfaces_of(plan: Mapping[str, Any], role: str) -> tuple[str, ...]:
-    return (str(plan[role]["interface"]),) if role == "private_link" else ()
+def made_of(plan: Mapping[str, Any], role: str) -> tuple[str, ...]:
+    """What of a role's part is told apart later: the interface of a link, each of the certificates."""
+    if role == "private_link":
+        return (str(plan[role]["interface"]),)
+    return tuple(sorted(map(digest_of, plan[role]))) if role == "certificate" else ()
 
 
 def parse(text: str) -> dict[str, Entry]:
@@ -62,7 +72,9 @@ def parse(text: str) -> dict[str, Entry]:
         if found["format"] != FORMAT:
             return {}
         return {
-            str(role): Entry(str(item["digest"]), str(item["collection"]), tuple(map(str, item["interfaces"])))
+            str(role): Entry(
+                str(item["digest"]), str(item["inputs"]), str(item["collection"]), tuple(map(str, item["made"]))
+            )
             for role, item in found["roles"].items()
         }
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -70,10 +82,7 @@ def parse(text: str) -> dict[str, Entry]:
 
 
 def render(record: Mapping[str, Entry]) -> str:
-    roles = {
-        role: {"digest": entry.digest, "collection": entry.collection, "interfaces": list(entry.interfaces)}
-        for role, entry in record.items()
-    }
+    roles = {role: {**vars(entry), "made": list(entry.made)} for role, entry in record.items()}
     return json.dumps({"format": FORMAT, "roles": roles}, indent=2, sort_keys=True) + "\n"
 
 
@@ -86,23 +95,30 @@ def selected(role: str, run_tags: Iterable[str], skip_tags: Iterable[str]) -> bo
 
 def compare(
     plans: Mapping[str, Mapping[str, Any]],
-    digests: Mapping[str, Mapping[str, str]],
+    digests: Mapping[str, Mapping[str, tuple[str, str]]],
     records: Mapping[str, Mapping[str, Entry]],
     collection: str,
     changes_only: bool,
 ) -> Work:
-    """What is due on each host, which roles need no further look at their host, and what the plan no longer has."""
+    """What is due on each host, which roles need no further look at their host, and what the plan no longer has.
+
+    digests has the digest of each role's part and that of its inputs.
+    """
     work = Work()
     for host, plan in plans.items():
         record = records.get(host, {})
-        current = [role for role in plan["roles"] if role in record and record[role].collection == collection]
-        known = [role for role in current if record[role].digest]
-        same = [role for role in known if record[role].digest == digests[host][role]]
+        done = [r for r in plan["roles"] if r in record and record[r].digest and record[r].collection == collection]
+        known = [role for role in done if record[role].inputs == digests[host][role][1] != ""]
+        same = [role for role in known if record[role].digest == digests[host][role][0]]
         due = [role for role in plan["roles"] if not changes_only or role not in same]
         if due:
             work.due[host] = due
         if changes_only and known:
             work.known[host] = known
+        if changes_only and "certificate" in due:
+            before = record.get("certificate", Entry()).made
+            if not set(made_of(plan, "certificate")) <= set(before):
+                work.gained.append(host)
     for host, record in records.items():
         planned = plans.get(host, {"roles": []})
         gone = list(retired(planned, record))
@@ -117,29 +133,28 @@ def retired(plan: Mapping[str, Any], record: Mapping[str, Entry]) -> Iterable[di
         if role not in record:
             continue
         wanted = role in plan["roles"]
-        kept = interfaces_of(plan, role) if wanted else ()
-        for interface in sorted(set(record[role].interfaces) - set(kept)):
-            yield {"role": role, "interface": interface}
-        if not wanted and not record[role].interfaces:
+        if role == "private_link":
+            kept = made_of(plan, role) if wanted else ()
+            for interface in sorted(set(record[role].made) - set(kept)):
+                yield {"role": role, "interface": interface}
+        elif not wanted:
             yield {"role": role}
 
 
-def begun(
-    record: Mapping[str, Entry], plan: Mapping[str, Any], roles: Iterable[str], collection: str
-) -> dict[str, Entry]:
+def begun(record: Mapping[str, Entry], plan: Mapping[str, Any], roles: Iterable[str]) -> dict[str, Entry]:
     """The record once roles may have begun: what they leave until they succeed is not known."""
     made = dict(record)
     for role in roles:
         before = record.get(role, Entry())
-        interfaces = sorted({*before.interfaces, *interfaces_of(plan, role)})
-        made[role] = Entry("", collection, tuple(interfaces))
+        left = {*before.made, *made_of(plan, role)} if role == "private_link" else ()
+        made[role] = Entry(made=tuple(sorted(left)))
     return made
 
 
 def succeeded(
     record: Mapping[str, Entry],
     plan: Mapping[str, Any],
-    digests: Mapping[str, str],
+    digests: Mapping[str, tuple[str, str]],
     roles: Iterable[str],
     gone: Iterable[Mapping[str, str]],
     collection: str,
@@ -149,5 +164,26 @@ def succeeded(
         role: entry for role, entry in record.items() if role in plan["roles"] or role not in {i["role"] for i in gone}
     }
     for role in roles:
-        made[role] = Entry(digests[role], collection, interfaces_of(plan, role))
+        made[role] = Entry(*digests[role], collection, made_of(plan, role))
     return made
+
+
+def steps(work: Work, host: str, early: bool, changes_only: bool) -> dict[str, list[str]]:
+    """The tasks of each play for a host, in order: its packet filter, what others wait for, and the rest.
+
+    early tells that its link can come up before the keys of this run are made. A host that has no packet filter yet is closed before
+    anything is done anywhere; where all have theirs, nobody waits for another's.
+    """
+    due, known = work.due.get(host, []), work.known.get(host, [])
+    new = [role for role in LOOKED_FOR if role in due and (role not in known or role == "connector")]
+    close = ["firewall"] if "firewall" in due else []
+    together = changes_only and all("firewall" in work.known.get(each, ()) for each in work.due)
+    prepare = list(close) if together else []
+    prepare += ["ca"] if "ca" in due else []
+    prepare += ["retire"] if host in work.retire else []
+    prepare += ["look"] if changes_only and new else []
+    prepare += ["keys"] if "private_link" in new else []
+    prepare += ["link"] if "private_link" in due and early else []
+    serve = ["link"] if "private_link" in due and not early else []
+    serve += [role for role in due if role in ("certificate", "model_server", "gateway", "connector")]
+    return {"close": [] if together else close, "prepare": prepare, "serve": serve}

@@ -236,12 +236,12 @@ class Host:
         staged = Staged(work.paths, commands, policy_json(policy))
         # where what filtered before cannot be loaded again, what boot loads is the next best
         undo = f"nft -f {self.pending.path(BEFORE)} || systemctl restart {UNIT}"
-        self.pending.arm([["sh", "-c", undo]], staged, terms)
         try:
+            self.pending.arm([["sh", "-c", undo]], staged, terms)
             self.load(work.transaction)
             if handover:
                 self.load(handover)
-        except CommandError:
+        except (OSError, CommandError):
             self.pending.undo()
             raise
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import socket
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -73,7 +72,7 @@ def minimal(policy: Policy) -> str:
         on = f'iifname "{rule.interface}" ' if rule.interface else ""
         for version, proto, _kind in FAMILIES:
             if rule.admin and rule.family(version):
-                peers = f"{proto} saddr {{ {', '.join(elements(rule, version))} }}"
+                peers = f"{proto} saddr {{ {', '.join(rule.members(version))} }}"
                 received.append(f"{on}{peers} tcp dport {_values(rule.ports)} accept")
     sent = [
         'oifname "lo" accept',
@@ -116,20 +115,6 @@ def set_name(rule: Rule, version: int) -> str:
     return f"{rule.id}_{version}"
 
 
-def elements(rule: Rule, version: int) -> list[str]:
-    """The elements of a rule's set, in the language of nft."""
-    singles = rule.hosts(version)
-    if singles:
-        return list(singles)
-    texts, last = [], -1
-    for network in sorted(rule.family(version), key=lambda item: (int(item.network_address), item.prefixlen)):
-        # what lies in the network before it says nothing new
-        if int(network.broadcast_address) > last:
-            last = int(network.broadcast_address)
-            texts.append(str(network))
-    return texts
-
-
 def elements_change(policy: Policy, names: Sequence[str], live: Listing | None = None) -> str:
     """One transaction that gives the named sets their elements.
 
@@ -150,7 +135,7 @@ def elements_change(policy: Policy, names: Sequence[str], live: Listing | None =
                     _element("add", name, sorted(set(after).difference(before))),
                 ]
             else:
-                lines += [f"flush set {TABLE} {name}\n", _element("add", name, elements(rule, version))]
+                lines += [f"flush set {TABLE} {name}\n", _element("add", name, rule.members(version))]
     return "".join(lines)
 
 
@@ -193,7 +178,7 @@ def _sets(policy: Policy, members: bool) -> Iterable[str]:
                 continue
             # a set of single hosts is a hash table in the kernel, which is built and listed in half the time
             flags = "" if rule.hosts(version) else "\t\tflags interval\n\t\tauto-merge\n"
-            inside = f"\t\telements = {{ {', '.join(elements(rule, version))} }}\n" if members else ""
+            inside = f"\t\telements = {{ {', '.join(rule.members(version))} }}\n" if members else ""
             yield f"\tset {set_name(rule, version)} {{\n\t\ttype {kind}\n{flags}{inside}\t}}\n"
     for version, _proto, kind in FAMILIES:
         yield f"\tset {HANDOVER}_{version} {{\n\t\ttype {kind} . inet_service\n\t\tflags timeout\n\t\ttimeout 5m\n\t}}\n"
@@ -423,7 +408,7 @@ def _without_state(value: Any) -> Any:
 def complete(listing: Listing, policy: Policy) -> Listing:
     """Return the listing of candidate() with the members of sets."""
     members: dict[str, list[Any]] = {
-        set_name(rule, version): elements(rule, version)
+        set_name(rule, version): rule.members(version)
         for rule in policy.rules
         for version, _proto, _kind in FAMILIES
         if rule.family(version)
@@ -441,20 +426,20 @@ def compare(live: Listing | None, candidate: Listing) -> Difference:
 
 def _differ(live: list[Any], members: list[Any]) -> bool:
     """Whether two sets have other members; how they are cut up and their order say nothing."""
-    if not any(isinstance(item, dict) or "/" in item for item in [*live, *members]):
-        return set(live) != set(members)
-    ranges = _ranges(live)
-    return ranges is None or ranges != _ranges(members)
+    if any(isinstance(item, dict) and not {"prefix", "range"} & set(item) for item in [*live, *members]):
+        return live != members
+    # no member lies in another of its set, so those in common can be left out
+    texts, wanted = {_member(item) for item in live}, {_member(item) for item in members}
+    gone, come = texts - wanted, wanted - texts
+    if not gone or not come or not any("/" in text or "-" in text for text in [*gone, *come]):
+        return bool(gone or come)
+    return _ranges(gone) != _ranges(come)
 
 
-def _ranges(members: Iterable[Any]) -> list[list[int]] | None:
-    """First and last address of what members make up together; None when one is more than addresses."""
-    try:
-        pairs = sorted(_range(member) for member in members)
-    except (ValueError, KeyError, TypeError):
-        return None
+def _ranges(members: Iterable[str]) -> list[list[int]]:
+    """First and last address of what members make up together."""
     merged: list[list[int]] = []
-    for first, last in pairs:
+    for first, last in sorted(_range(member) for member in members):
         if merged and first <= merged[-1][1] + 1:
             merged[-1][1] = max(merged[-1][1], last)
         else:
@@ -462,13 +447,9 @@ def _ranges(members: Iterable[Any]) -> list[list[int]] | None:
     return merged
 
 
-def _range(member: Any) -> tuple[int, int]:
-    if isinstance(member, dict) and "range" in member:
-        first, last = member["range"]
-        return int(ip_address(first)), int(ip_address(last))
-    text = _member(member) if isinstance(member, dict) and "prefix" in member else member
-    if "/" not in text:
-        number = int.from_bytes(socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text), "big")
-        return number, number
-    network = ip_network(text)
-    return int(network.network_address), int(network.broadcast_address)
+def _range(member: str) -> tuple[int, int]:
+    if "/" in member:
+        network = ip_network(member)
+        return int(network.network_address), int(network.broadcast_address)
+    first, _dash, last = member.partition("-")
+    return int(ip_address(first)), int(ip_address(last or first))

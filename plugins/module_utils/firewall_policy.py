@@ -108,6 +108,10 @@ class Rule:
         return {version: _single_hosts(self.family(version)) for version in (4, 6)}
 
     @cached_property
+    def _members(self) -> dict[int, list[str]]:
+        return {version: list(self.hosts(version)) or _without_inner(self.family(version)) for version in (4, 6)}
+
+    @cached_property
     def index(self) -> Networks:
         """The peers, to look addresses up in."""
         return Networks.of(self.peers)
@@ -119,6 +123,10 @@ class Rule:
     def hosts(self, version: int) -> tuple[str, ...]:
         """The peers of one IP version in order, as inet_ntop(3) writes them; empty when one of them is no single host."""
         return self._hosts[version]
+
+    def members(self, version: int) -> list[str]:
+        """The peers of one IP version in order, without those that lie in another."""
+        return self._members[version]
 
 
 @dataclass(frozen=True)
@@ -398,16 +406,32 @@ def _no_network(text: str) -> str:
 def _everybody(networks: Sequence[Any]) -> str:
     """The network of all addresses when these make it up, in one piece or in several."""
     # most lists are too short for it, and collapse_addresses takes its time
-    if sum(1 << (network.max_prefixlen - network.prefixlen) for network in networks) < 1 << 32:
+    covered = sum(1 << (network.max_prefixlen - network.prefixlen) for network in networks)
+    if not networks or covered < 1 << networks[0].max_prefixlen:
         return ""
     return next((str(network) for network in collapse_addresses(networks) if network.prefixlen == 0), "")
+
+
+def _without_inner(networks: Sequence[Network]) -> list[str]:
+    texts, last = [], -1
+    for first, bits, network in sorted((int(item.network_address), item.prefixlen, item) for item in networks):
+        end = first + (1 << (network.max_prefixlen - bits)) - 1
+        if end > last:
+            last = end
+            texts.append(str(network) if end > first else _written(network.network_address.packed))
+    return texts
 
 
 def _single_hosts(networks: Sequence[Network]) -> tuple[str, ...]:
     if any(network.prefixlen != network.max_prefixlen for network in networks):
         return ()
     packed = sorted({network.network_address.packed for network in networks})
-    return tuple(socket.inet_ntop(socket.AF_INET if len(item) == 4 else socket.AF_INET6, item) for item in packed)
+    return tuple(map(_written, packed))
+
+
+def _written(packed: bytes) -> str:
+    """An address as the kernel's tools write it; ipaddress does not for all of IPv6, and takes longer."""
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 
 def read_connection(text: str) -> tuple[Address, int, Address] | None:

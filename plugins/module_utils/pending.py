@@ -25,6 +25,7 @@ from ansible_collections.moat.inference.plugins.module_utils.steps import Steps
 
 ROOT = "/run/moat/pending"
 WAITING, CLAIMED, TOKEN, OUTCOME, UNDO = "change.json", "claimed.json", "token", "outcome", "undo"
+OWED = "owed.json"
 TIMEOUTS = range(5, 601)
 Argv = Sequence[str]
 
@@ -184,7 +185,7 @@ class Pending:
 
     def forget(self) -> None:
         """Remove what the last change left, and the directories above it unless another change waits there."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self.settle()
         for path in (os.path.dirname(self.directory), os.path.dirname(os.path.dirname(self.directory))):
             with suppress(OSError):
                 os.rmdir(path)
@@ -216,8 +217,21 @@ class Pending:
             os.rename(self.path(CLAIMED), self.path(WAITING))
             left += self.undo()
             raise OSError("{}{}".format(error, "; not put back: " + "; ".join(left) if left else "")) from error
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if staged.policy is None:
+            self.settle()
+        else:
+            self._write(OWED, json.dumps(staged.policy))
+            os.unlink(self.path(CLAIMED))
         return staged
+
+    def owed(self) -> dict[str, Any] | None:
+        """The policy of a confirmed change whose flows have yet to be judged: whoever was to do it was killed."""
+        text = self._read(OWED)
+        return json.loads(text) if text else None
+
+    def settle(self) -> None:
+        """A confirmed change is done with."""
+        shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def _encode_state(state: files.FileState) -> dict[str, Any]:

@@ -307,6 +307,11 @@ class Removal(Work):
         rmdir = [["rmdir", "--ignore-fail-on-non-empty", "--", path] for path in sorted(directories)]
         return Staged(deploy.Plan(files=gone, daemon_reload=True, units=units), rmdir)
 
+    def apply(self, terms: Terms) -> None:
+        super().apply(terms)
+        if not self.waits:
+            self.host.pending.forget()
+
     def way_back(self, copies: Mapping[str, str]) -> list[list[str]]:
         return self.up_again()
 

@@ -36,7 +36,9 @@ def along(delta: Delta, link: Link, path: str, add: str = "add") -> list[list[st
 
 def back(live: Link, desired: Link, path: str) -> list[list[str]]:
     """Take the running interface back to live, however far it came towards desired; path has what wg had of it, keys included."""
-    delta = compare(desired, live)
+    # from what was wanted to what is there, that is the way back
+    there, wanted = live, desired
+    delta = compare(wanted, there)
     # what a peer had besides, syncconf takes from the file
     delta.sync, delta.clear = delta.sync or bool(delta.clear), []
     delta.link = delta.link or live.up != desired.up

@@ -5,7 +5,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: applied
 short_description: Keep what was applied to each host, and tell what a plan asks for besides
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - Keeps, on the controller, a record of each host in the directory C(applied) of O(state_dir). For each role that the host has it says which
     part of a plan was applied last, and by which files of the collection.
@@ -94,7 +94,7 @@ due:
   returned: when begun
   sample: {gpu1: [firewall, gateway]}
 known:
-  description: With O(changes_only=true), roles that these files of the collection have applied before, by host. What they need is there.
+  description: With O(changes_only=true), roles that these files of the collection have applied before with the same inputs, by host.
   type: dict
   returned: when begun
 retire:
@@ -102,11 +102,18 @@ retire:
   type: dict
   returned: when begun
   sample: {app1: [{role: connector}, {role: private_link, interface: moat0}]}
-paired:
-  description: Hosts whose private link is due and whose peers have keys, none of which may be replaced by this run.
+gained:
+  description: With O(changes_only=true), hosts whose certificates are not all on record.
   type: list
   elements: str
   returned: when begun
+steps:
+  description:
+    - Names of the task files of each play, by host, in their order. With O(changes_only=true) hosts go their own ways within a play, so a host that a
+      peer with a new key is linked to brings its link up in the last play.
+  type: dict
+  returned: when begun
+  sample: {app2: {close: [firewall], prepare: [look, keys, link], serve: [certificate, connector]}}
 hosts:
   description: Hosts with anything to do; when there is none, one host of the plan, so that a group made of them is never missing.
   type: list

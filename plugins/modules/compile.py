@@ -99,8 +99,8 @@ words:
   returned: success, empty unless O(words=true)
 parts:
   description:
-    - By host and role, SHA-256 of the role's part of the plan and of its inputs that the inventory sets. Equal digests mean equal inputs.
-    - A digest is empty when an input cannot be templated, and equals none then.
+    - By host and role, SHA-256 of the role's part of the plan (C(plan)) and of its inputs that the inventory sets (C(inputs)).
+    - C(inputs) is empty when one of them cannot be templated, and equals none then.
   type: dict
   returned: success, empty unless O(parts=true)
 faults:

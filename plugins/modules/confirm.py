@@ -5,7 +5,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: confirm
 short_description: Keep a change of the network that otherwise undoes itself
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - Confirms a change that M(moat.inference.firewall) or M(moat.inference.private_link) has applied and armed a way back for. Their action
     plugins call it over a new connection, so that only a change that lets the operator in is kept.
@@ -122,6 +122,7 @@ def main() -> None:
         ended = firewall_flows.cut(runner, staged.policy, connection)
         for fault in ended.pop("faults"):
             module.warn(fault)
+        pending.settle()
     module.exit_json(**{**report, **ended, "confirmed": True, "changed": True, "outcome": "confirmed"})
 
 

@@ -196,6 +196,7 @@ from ansible_collections.moat.inference.plugins.module_utils.firewall_conflicts 
     UFW_CONFIGURATION,
     conflicts,
 )
+from ansible_collections.moat.inference.plugins.module_utils.firewall_flows import cut
 from ansible_collections.moat.inference.plugins.module_utils.firewall_host import (
     NAME,
     RULESET,
@@ -357,6 +358,11 @@ def main() -> None:
             module.warn("a change of the firewall waits that was never confirmed; it is taken back first")
             if not module.check_mode:
                 host.pending.recover()
+        owed = None if module.check_mode else host.pending.owed()
+        if owed is not None:
+            # the last confirmation was killed before it had ended what the new table does not admit
+            cut(runner, owed, ssh_connection())
+            host.pending.settle()
         policy, work, diff = plan(module, host, host.unit_states())
     except (OSError, CommandError) as error:
         module.fail_json(msg=f"{error}. Nothing was touched.")
@@ -376,7 +382,9 @@ def main() -> None:
             left = host.steps.undo()
             outcome = "but not completely: {}".format("; ".join(left)) if left else "completely"
             module.fail_json(msg=f"{error}. The previous state was restored {outcome}.")
-    waiting = {"pending": terms.report(NAME)} if host.pending.waits and not module.check_mode else {}
+    # also when this took so long that the host has taken the change back meanwhile: that must not pass for kept
+    waits = policy is not None and work.difference.kind != "none" and not module.check_mode
+    waiting = {"pending": terms.report(NAME)} if waits else {}
     module.exit_json(
         changed=work.changed,
         diff=diff,

@@ -40,7 +40,7 @@ EXAMPLES = r"""
 - name: Have a key
   moat.inference.private_link_key:
     interface: moat0
-    keys_dir: "{{ inventory_dir }}/moat-state/link-keys"
+    keys_dir: "{{ inventory_dir }}/.moat-state/link-keys"
   register: link_key
 """
 

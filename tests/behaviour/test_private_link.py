@@ -167,3 +167,21 @@ def test_a_link_that_is_taken_away_comes_back(
     while not connects(at(client), address, port):
         assert time.monotonic() < deadline, "the link did not come back"
     assert at(client).check_output(index) != before
+
+
+def test_boot_loads_the_link_that_runs(at: At, links: dict[str, dict[str, Any]]) -> None:
+    for name, link in links.items():
+        interface = link["interface"]
+        script = (
+            f"sed -n 's/^PublicKey = //p' /etc/wireguard/{interface}.conf | sort; echo ---; "
+            f"wg show {interface} peers | sort; echo ---; "
+            f"wg pubkey < /etc/wireguard/{interface}.key; echo ---; wg show {interface} public-key; echo ---; "
+            f"systemctl is-enabled wg-quick@{interface}.service; echo ---; ls -A /run/moat/pending/private_link"
+        )
+        parts = [part.strip() for part in at(name).run(script).stdout.split("---\n")]
+        booted, running, key, live_key, enabled, waiting = parts
+        assert booted and booted == running, name
+        assert key == live_key, name
+        assert enabled == "enabled", name
+        # a change that was taken back leaves what became of it, and no key
+        assert set(waiting.split()) <= {"outcome", "token", "undo"}, name

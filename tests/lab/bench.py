@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -44,10 +45,10 @@ class Change:
 
 CHANGES = {
     "one client more on app1, for a model that the host has not used": Change(
-        "second", {"hosts": "app1", "users": ["portal"], "models": ["notes-1b"]}, ("app1", "ca1", "gpu1"), 30
+        "second", {"hosts": "app1", "users": ["portal"], "models": ["notes-1b"]}, ("app1", "ca1", "gpu1"), 11
     ),
     "the first client of app2, which had a packet filter only": Change(
-        "fresh", {"hosts": "app2", "users": ["nobody"], "models": ["xray-7b"]}, ("app2", "ca1", "gpu1", "gpu2"), 40
+        "fresh", {"hosts": "app2", "users": ["nobody"], "models": ["xray-7b"]}, ("app2", "ca1", "gpu1", "gpu2"), 28
     ),
 }
 
@@ -63,6 +64,7 @@ def intent(change: Change) -> tuple[str, str]:
 def policy() -> list[str]:
     """Time and count a client that is added and taken away; return what was more than it may be."""
     faults = []
+    say(f"load of this machine before: {', '.join(f'{number:.1f}' for number in os.getloadavg())}")
     play("moat.inference.site")
     for title, change in CHANGES.items():
         taken: dict[str, list[float]] = {"added": [], "taken away": []}

@@ -36,6 +36,7 @@ sys.path.insert(0, str(COLLECTIONS))
 
 SMALL, LARGE, MANY = 10, 100_000, 10_000
 FEW_LIST, NETWORK_LIST, LONG_LIST = f"{SMALL} hosts", f"{SMALL} networks", f"{LARGE} hosts"
+MIXED_LIST = f"{LARGE} entries, a network among them"
 PORT = 8443
 # what docs/firewall.md promises
 MOST_SECONDS, MOST_LOSS = 2.0, 0.05
@@ -220,6 +221,10 @@ class Bench:
         self.busy = os.getloadavg()[0] > (os.cpu_count() or 1)
         self.family, self.seconds = family, seconds
         self.lists = {FEW_LIST: everybody[:SMALL], NETWORK_LIST: networks(family), LONG_LIST: everybody}
+        self.lists[MIXED_LIST] = [
+            *everybody[:-1],
+            networks(family)[0].replace("10.128", "10.255").replace("db8:1:", "db8:2:"),
+        ]
         self.few, self.many = everybody[:SMALL], random.Random(1).sample(everybody, MANY)
         self.rates: dict[tuple[str, int], list[float]] = {}
         self.applied: dict[str, list[tuple[float, float]]] = {}
@@ -246,12 +251,14 @@ class Bench:
             if name != FEW_LIST:
                 self.count(name, self.many)
 
-    def one_member(self, rounds: int) -> None:
-        """A member of the long list leaves, and comes back."""
-        for _round in range(rounds):
-            for members_now in (self.lists[LONG_LIST][:-1], self.lists[LONG_LIST]):
-                seconds, processor, _kind = apply(options(self.family, members_now))
-                self.applied.setdefault(f"one of {LONG_LIST} less or more", []).append((seconds, processor))
+    def one_member(self, name: str, rounds: int) -> None:
+        """A member of a long list leaves, and comes back."""
+        whole = self.lists[name]
+        for addresses in (whole, *(whole[1:], whole) * rounds):
+            seconds, processor, kind = apply(options(self.family, addresses))
+            words = f"one of {name}, less or more" if kind == "elements" else f"{name}, {kind}"
+            if kind != "none":
+                self.applied.setdefault(words, []).append((seconds, processor))
 
     def first_loads(self, rounds: int) -> None:
         """The long list on a host that has no table."""
@@ -295,7 +302,8 @@ class Bench:
                 f" processor time {statistics.median(processor):.2f} s)"
             )
             judged = statistics.median(processor) if self.busy else median
-            if judged > MOST_SECONDS:
+            # a list with a network among them is no hash table in the kernel, and shown beside the promise
+            if MIXED_LIST not in name and judged > MOST_SECONDS:
                 faults.append(f"IPv{self.family}: to apply {name} took {judged:.2f} s, more than {MOST_SECONDS:.0f} s")
         ratio, words = self.ratio(SMALL, FEW_LIST)
         say(f"{words}\n{self.ratio(MANY, NETWORK_LIST)[1]}")
@@ -313,8 +321,10 @@ class Bench:
             apply(options(self.family, self.few[:1]))
             for number in range(alternations):
                 self.alternate(number)
-            self.first_loads(5)
-            self.one_member(3)
+            self.first_loads(1)
+            self.one_member(LONG_LIST, 3)
+            self.one_member(MIXED_LIST, 2)
+            self.load(FEW_LIST)
             return self.report(self.control())
         finally:
             self.meter.close()

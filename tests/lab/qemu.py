@@ -147,15 +147,18 @@ class Qemu:
     def _process(self) -> int:
         """The id of the machine's own process; 0 when it is off."""
         text = capture(privileged(["cat", str(self._pid)]), check=False).strip()
-        named = text and capture(["ps", "-o", "comm=", "-p", text], check=False).strip()
-        return int(text) if named and PROGRAM.startswith(named) else 0
+        state, _, named = (text and capture(["ps", "-o", "stat=,comm=", "-p", text], check=False).strip()).partition(
+            " "
+        )
+        # one that has ended may still be listed, where nobody asks how
+        return int(text) if named and PROGRAM.startswith(named.split()[0]) and state[0] not in "ZX" else 0
 
     def kill(self) -> None:
         """The power is cut."""
         process = self._process()
         if process:
             capture(privileged(["kill", f"-{int(signal.SIGKILL)}", str(process)]), check=False)
-            while succeeds(privileged(["kill", "-0", str(process)])):
+            while self._process():
                 time.sleep(0.02)
         for path in (self._pid, self._monitor):
             capture(privileged(["rm", "-f", str(path)]))

@@ -69,9 +69,9 @@ def hooks(stage: Path) -> list[str]:
     ]
 
 
-def digest(files: dict[str, str], enabled: tuple[str, ...]) -> str:
+def digest() -> str:
     """The hash of all that decides what is in the image."""
-    parts = [image.SUITE, PACKAGES, MASKED, SIZE, {**FILES, **files}, enabled, hooks(Path("/stage")), FINISH]
+    parts = [image.SUITE, PACKAGES, MASKED, SIZE, FILES, hooks(Path("/stage")), FINISH]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -88,14 +88,14 @@ chown -R "$3" "$1"
 """
 
 
-def ensure(files: dict[str, str], enabled: tuple[str, ...] = ()) -> Image:
-    """The image with these files and units: from the cache, or built."""
-    target = CACHE / f"vm-{digest(files, enabled)}"
+def ensure() -> Image:
+    """The image: from the cache, or built."""
+    target = CACHE / f"vm-{digest()}"
     if (target / "version").is_file():
         return Image(target)
     work = CACHE / f"vm-{os.getpid()}.tmp"
     stage = work / "stage"
-    for path, text in {**FILES, **files}.items():
+    for path, text in FILES.items():
         file = stage / path.lstrip("/")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
@@ -103,7 +103,6 @@ def ensure(files: dict[str, str], enabled: tuple[str, ...] = ()) -> Image:
     with Step("machine from Debian's packages") as step:
         argv = ["env", f"TMPDIR={work}", "mmdebstrap", "--variant=minbase", "--format=directory"]
         argv += [f"--include={','.join(PACKAGES)}", '--aptopt=APT::Install-Recommends "false"', *hooks(stage)]
-        argv += [f'--customize-hook=chroot "$1" systemctl enable -q {unit}' for unit in enabled]
         mirror = [os.environ["MOAT_LAB_MIRROR"]] if "MOAT_LAB_MIRROR" in os.environ else []
         step.run(privileged([*argv, image.SUITE, str(work / "root"), *mirror]))
         owner = f"{os.getuid()}:{os.getgid()}"

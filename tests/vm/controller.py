@@ -18,6 +18,7 @@ from tests.vm.wires import ROOM, inside
 
 FOLDER = LAB / "vm"
 HERE = Path(__file__).resolve().parent
+LOG = FOLDER / "playbook.log"
 REACH = HERE / "reach.py"
 
 
@@ -69,19 +70,23 @@ def keys() -> tuple[File, ...]:
         ),
     )
     return (
+        *(File(path, text.encode()) for path, text in machine.files().items()),
         File("/root/.ssh/authorized_keys", (FOLDER / "controller.pub").read_bytes(), 0o600),
         File("/etc/ssh/ssh_host_ed25519_key", (FOLDER / "machine").read_bytes(), 0o600),
         File("/etc/ssh/ssh_host_ed25519_key.pub", (FOLDER / "machine.pub").read_bytes()),
     )
 
 
-def on(script: str, *options: str, timeout: float = 60) -> Said:
+def ssh(*options: str) -> list[str]:
+    """The command line that runs what comes on its standard input on the machine."""
+    fixed = ["-F", str(FOLDER / "ssh_config"), "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
+    return ["ssh", *fixed, *options, machine.NAME, "sh -s"]
+
+
+def on(script: str, *, timeout: float = 60) -> Said:
     """Run a script on the machine over a connection of its own."""
-    argv = ["ssh", "-F", str(FOLDER / "ssh_config"), "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", *options]
     try:
-        done = subprocess.run(
-            [*argv, machine.NAME, "sh -s"], input=script, capture_output=True, check=False, text=True, timeout=timeout
-        )
+        done = subprocess.run(ssh(), input=script, capture_output=True, check=False, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
         return Said(124, "", f"no end within {timeout:.0f} s")
     return Said(done.returncode, done.stdout, done.stderr)
@@ -104,7 +109,7 @@ def command(policy: dict[str, Any], *arguments: str) -> list[str]:
 def begin(policy: dict[str, Any]) -> subprocess.Popen[bytes]:
     """Start a run in a process group of its own."""
     argv = command(policy)
-    with (FOLDER / "playbook.log").open("wb") as log:
+    with LOG.open("wb") as log:
         return subprocess.Popen(
             argv,
             env=plain(),

@@ -30,16 +30,14 @@ def network(name: str, mac: str, addresses: tuple[str, ...]) -> dict[str, str]:
 
 
 def files() -> dict[str, str]:
-    """What the image has beside Debian."""
+    """What the machine has beside Debian."""
     return {
         **network("data0", DATA_MAC, (f"{DATA4}/24", f"{DATA6}/64")),
         **network("admin0", ADMIN_MAC, (f"{ADMIN4}/24", f"{ADMIN6}/64")),
         "/usr/local/lib/canary.py": (HERE / "files" / "canary.py").read_text(encoding="utf-8"),
         "/etc/systemd/system/canary.service": (HERE / "files" / "canary.service").read_text(encoding="utf-8"),
+        "/etc/systemd/system/sysinit.target.d/canary.conf": "[Unit]\nWants=canary.service\n",
     }
-
-
-ENABLED = ("canary.service",)
 
 
 def policy(*more: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Probes without pause until standard input ends; every tenth of a second a line of JSON says what was tried and answered.
 
-A target is {name, kind: tcp|udp, address, port, source, every}: it is probed at every so manieth tick. Whatever comes back counts as an answer: a connection, a reset, a datagram or an
-ICMP error. Nothing is waited for, so a target that is silent is tried as often as one that answers.
+A target is {name, kind: tcp|udp, address, port, source, every}; every counts ticks. Whatever comes back counts as an answer:
+a connection, a reset, a datagram or an ICMP error. Nothing is waited for, so a target that is silent is tried as often as one that answers.
 """
 
 import errno
@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-TICK = 0.015
+TICK = 0.017
 PATIENCE = 1.0
 LINE = 0.1
 # what only a packet from elsewhere can cause: neighbours are set, so none is found unreachable here

@@ -20,7 +20,7 @@ UNIT = "moat-firewall.service"
 TABLE = "inet moat"
 PATIENCE = 300  # seconds for a boot, which an emulated processor may need
 LEAST = 50  # probes a second of each kind
-GAP = 0.5  # seconds in which nobody looked, at most
+GAP = 1.0  # seconds in which nobody looked, at most
 CONTROL = 2.0  # seconds for which the table is away, and the canary has to answer
 FACTS = f"""
 show() {{ systemctl show "$1" -p ActiveState -p Result -p ExecMainExitTimestampMonotonic -p ExecMainStartTimestampMonotonic \\
@@ -32,6 +32,7 @@ echo "boot=$(cat /proc/sys/kernel/random/boot_id)"
 echo "link=$(journalctl -b -o short-monotonic -u systemd-networkd | grep -m 1 -E ': (Link UP|Gained carrier)' | tr -d '[]' | cut -d ' ' -f 1-4)"
 echo "policies=$(nft list table {TABLE} | grep -c 'policy drop')"
 echo "rules=$(nft list table {TABLE} | grep -o 'comment "[^"]*"' | sort -u | cut -d '"' -f 2 | tr '\\n' ' ')"
+echo "admin=$(nft list table {TABLE} | grep -c 'tcp dport 22 .*accept')"
 echo "named=$(ip -br link | grep -cE '^(moat0|outer0)')"
 """
 
@@ -51,6 +52,7 @@ class Boot:
     frames: int = 0
     foreign: int = 0
     control: dict[str, Seen] = field(default_factory=dict)
+    planted: bool = False  # a fault was planted, which has to be found
 
     def expect(self, true: bool, text: str) -> None:
         if not true:
@@ -58,11 +60,14 @@ class Boot:
 
     def line(self) -> str:
         """The row of the summary."""
+        verdict = "ok" if not self.faults else "FOUND: " + "; ".join(self.faults)
+        if self.planted:
+            verdict = "found, as it should be"
         least = min((seen.answered / CONTROL for seen in self.control.values()), default=0.0)
         return (
-            f"{self.name:<34} {self.seconds:5.0f} s  {self.tried:6d} probes {self.rate:4.0f}/s gap {self.gap:4.2f} s"
+            f"{self.name:<42} {self.seconds:5.0f} s  {self.tried:6d} probes {self.rate:4.0f}/s gap {self.gap:4.2f} s"
             f"  {self.answered:3d} answers  {self.foreign:3d} of {self.frames:3d} frames"
-            f"  control {least:4.0f}/s  {'ok' if not self.faults else 'FOUND: ' + '; '.join(self.faults)}"
+            f"  control {least:4.0f}/s  {verdict}"
         )
 
 
@@ -70,6 +75,15 @@ def boot_id() -> str:
     """The id of the boot that answers over SSH; empty when nobody does."""
     said = controller.on("cat /proc/sys/kernel/random/boot_id", timeout=20)
     return said.out.strip() if said.rc == 0 else ""
+
+
+def facts() -> dict[str, str]:
+    """What the machine says of its boot; a connection that is older than the table may have ended with it."""
+    for _try in range(3):
+        said = controller.on(FACTS, timeout=30)
+        if said.rc == 0:
+            return dict(re.findall(r"^([\w.]+)=(.*)$", said.out, re.MULTILINE))
+    raise LabError(f"the machine says nothing of its boot: {said.err.strip()[-500:]}")
 
 
 class Proof:
@@ -89,17 +103,26 @@ class Proof:
         time.sleep(1)
         self.machine.start()
 
-    def boot(self, name: str, how: Callable[[], None], *, failed: bool = False, begun: float | None = None) -> Boot:
+    def boot(self, name: str, how: Callable[[], None], *, failed: bool = False) -> Boot:
+        """A boot that was looked at without a gap: on a busy machine one may have to be repeated, and is not counted then."""
+        for _try in range(3):
+            boot = self._boot(name, how, failed)
+            say(boot.line())
+            if boot.gap <= GAP or len(boot.faults) > 1:
+                break
+        self.boots.append(boot)
+        return boot
+
+    def _boot(self, name: str, how: Callable[[], None], failed: bool) -> Boot:
         """Let the machine boot while everybody looks; it must be closed all the time, and managed at the end."""
         boot = Boot(name)
-        self.boots.append(boot)
         before = boot_id() if self.machine.status() == "running" else ""
-        witness = Witness(self.folder / f"boot-{len(self.boots)}.pcap")
+        witness = Witness(self.folder / f"boot-{len(self.boots) + 1}.pcap")
         begin = time.time()
         try:
             how()
             watch.until(lambda: boot_id() not in ("", before), PATIENCE, f"{name}: administration over SSH")
-            boot.facts = dict(re.findall(r"^([\w.]+)=(.*)$", controller.must(FACTS), re.MULTILINE))
+            boot.facts = facts()
             time.sleep(1)
         finally:
             end = time.time()
@@ -121,7 +144,6 @@ class Proof:
         boot.expect(boot.gap <= GAP, f"nobody looked for {boot.gap:.2f} s")
         self._inside(boot, failed)
         self._control(boot, failed)
-        say(boot.line())
         return boot
 
     def _inside(self, boot: Boot, failed: bool) -> None:
@@ -135,26 +157,46 @@ class Proof:
         boot.expect(loaded < link, f"{UNIT} ended at {loaded} us, the first link was up at {link:.0f} us")
         boot.expect(0 < canary < link, f"the canary was there at {canary} us, after the first link at {link:.0f} us")
         boot.expect(facts["policies"] == "3", f"{facts['policies']} of 3 chains drop")
-        boot.expect("in-admin-ssh" in facts["rules"].split(), f"no rule for administration in {facts['rules']!r}")
+        boot.expect(facts["admin"] == "2", f"administration has {facts['admin']} rules, not one for each family")
+        # the minimal table names no rule
+        boot.expect(("in-admin-ssh" in facts["rules"].split()) != failed, f"the rules in force are {facts['rules']!r}")
         boot.expect(facts["named"] == "0", "an interface was there that only the policy should know")
         wanted = "failed" if failed else "active"
         boot.expect(facts["firewall.ActiveState"] == wanted, f"{UNIT} is {facts['firewall.ActiveState']}, not {wanted}")
 
     def _control(self, boot: Boot, failed: bool) -> None:
         """The same canary answers the same probers as soon as the table is away, and no longer once the unit is started again."""
-        controller.must(f"nft delete table {TABLE}")
-        time.sleep(0.5)
-        begin = time.time()
-        time.sleep(CONTROL)
-        boot.control = {
-            name: seen for name, seen in self.probers.window(begin, begin + CONTROL)[0].items() if name in CANARY
-        }
-        said = controller.on(f"systemctl restart {UNIT}")
-        boot.expect((said.rc != 0) == failed, f"a restart of {UNIT} ended with {said.rc}: {said.err.strip()[:200]}")
+        script = f"""{{
+nft delete table {TABLE} && echo away
+read -r back
+systemctl restart {UNIT}
+ended=$?
+conntrack -F 2>/dev/null
+echo restart=$ended
+exit
+}}
+"""
+        argv = controller.ssh("-o", "ServerAliveInterval=5")
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as session:
+            assert session.stdin is not None and session.stdout is not None
+            session.stdin.write(script)
+            session.stdin.flush()
+            away = session.stdout.readline().strip() == "away"
+            for _try in range(10):
+                time.sleep(CONTROL)
+                seen, _gap = self.probers.window(time.time() - CONTROL, time.time())
+                boot.control = {name: seen[name] for name in CANARY}
+                if all(item.answered > CONTROL * LEAST / 2 for item in boot.control.values()):
+                    break
+            session.stdin.write("back\n")
+            session.stdin.close()
+            restart = session.stdout.readline().strip()
+        boot.expect(away, "the table could not be taken away")
+        boot.expect(restart.startswith("restart=") and (restart != "restart=0") == failed, f"{UNIT}: {restart!r}")
         time.sleep(1.5)
         end = time.time()
         seen, _gap = self.probers.window(end - 1, end)
-        silent = [name for name, item in boot.control.items() if item.answered < CONTROL * LEAST / 2]
+        silent = [name for name, item in boot.control.items() if item.answered <= CONTROL * LEAST / 2]
         boot.expect(not silent, f"without the table the canary did not answer {', '.join(silent)}: nothing is proven")
         still = {name: item.answered for name, item in seen.items() if item.answered}
         boot.expect(not still, f"open after a restart: {still}")
@@ -173,7 +215,6 @@ def bare(machine: Qemu, folder: Path) -> str:
     """The control of all boots: without the role, the canary is reached as soon as the interface is there."""
     witness, probers = Witness(folder / "bare.pcap"), Probers(folder, with_ssh=False)
     machine.start(frozen=True)
-    begin = time.time()
     machine.thaw()
     try:
         watch.until(lambda: boot_id() != "", PATIENCE, "administration over SSH")

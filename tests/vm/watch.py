@@ -28,7 +28,7 @@ FOREIGN = f"not ({NEIGHBOURS} or (vlan and {NEIGHBOURS}))"
 CANARY = ("tcp4", "udp4", "tcp6", "udp6")  # the targets that are looked at as often as can be
 FAR = {4: (machine.DATA4, machine.INTRUDER4), 6: (machine.DATA6, machine.INTRUDER6)}
 NEAR = {4: (machine.ADMIN4, machine.STRANGER4), 6: (machine.ADMIN6, machine.STRANGER6)}
-SELDOM = 30  # each connection costs sshd a process
+SELDOM = 130  # each connection costs sshd a process
 
 
 def targets(*, with_ssh: bool) -> dict[str, list[dict[str, Any]]]:
@@ -48,7 +48,7 @@ def targets(*, with_ssh: bool) -> dict[str, list[dict[str, Any]]]:
     data = [
         target(f"{kind}{version}", FAR[version], machine.CANARY, 1) for version in (4, 6) for kind in ("tcp", "udp")
     ]
-    admin = [target(f"admin-tcp{version}", NEAR[version], machine.CANARY, 2) for version in (4, 6)]
+    admin = [target(f"admin-tcp{version}", NEAR[version], machine.CANARY, 4) for version in (4, 6)]
     if with_ssh:
         data += [target(f"ssh-tcp{version}", FAR[version], 22, SELDOM) for version in (4, 6)]
         admin += [target(f"admin-ssh-tcp{version}", NEAR[version], 22, SELDOM) for version in (4, 6)]

@@ -25,13 +25,18 @@ def listeners():
 
 
 def answer(listener):
-    if listener.type == socket.SOCK_DGRAM:
-        data, sender = listener.recvfrom(2048)
-        listener.sendto(data, sender)
-        return
-    connection, _peer = listener.accept()
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-    connection.close()
+    """All that has come, in one go: a slow machine could not answer each by itself."""
+    while True:
+        if listener.type == socket.SOCK_DGRAM:
+            data, sender = listener.recvfrom(2048)
+            try:
+                listener.sendto(data, sender)
+            except OSError:
+                continue  # the packet filter refuses the answer
+        else:
+            connection, _peer = listener.accept()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            connection.close()
 
 
 def main():
@@ -45,7 +50,7 @@ def main():
             try:
                 answer(key.fileobj)
             except OSError:
-                continue  # the packet filter refuses the answer
+                continue  # no more for now
 
 
 main()

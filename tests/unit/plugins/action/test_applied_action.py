@@ -22,9 +22,12 @@ PLANS: dict[str, Any] = {
     "app1": {
         "roles": ["firewall", "private_link", "certificate"],
         "private_link": {"interface": "moat0", "peers": [{"name": "gpu1"}]},
+        "certificate": [{"name": "connector-portal"}],
     },
 }
-PARTS = {host: {role: f"{host}-{role}" for role in plan["roles"]} for host, plan in PLANS.items()}
+PARTS = {
+    host: {role: {"plan": f"{host}-{role}", "inputs": "i"} for role in plan["roles"]} for host, plan in PLANS.items()
+}
 
 
 class Site:
@@ -161,10 +164,11 @@ def test_the_collection_is_told_by_its_files() -> None:
 
 
 def test_hosts_are_linked_at_once_when_no_peer_of_theirs_may_get_another_key(site: Site) -> None:
-    assert site.begin()["paired"] == []
+    assert "link" in site.begin()["steps"]["app1"]["serve"]
     site.end(site.begin())
     (site.directory / "applied" / "app1.json").unlink()
-    site.parts = {**PARTS, "gpu1": {**PARTS["gpu1"], "private_link": "changed"}}
+    site.parts = {**PARTS, "gpu1": {**PARTS["gpu1"], "private_link": {"plan": "changed", "inputs": "i"}}}
     work = site.begin()
     assert "private_link" in work["due"]["gpu1"] and "private_link" in work["due"]["app1"]
-    assert work["paired"] == ["app1"]
+    assert "link" in work["steps"]["app1"]["prepare"]
+    assert "link" in work["steps"]["gpu1"]["serve"]

@@ -169,4 +169,4 @@ def test_parts_tell_the_plan_and_the_inputs_of_a_role(tmp_path: Path) -> None:
 def test_a_part_with_an_input_that_has_no_value_is_empty(tmp_path: Path) -> None:
     source = write(tmp_path, INTENT + "\ngateway_threads: '{{ undefined_on_purpose }}'\n", HOSTS)
     parts = run(source, parts=True)["parts"]["gpu1"]
-    assert [role for role in parts if not parts[role]] == ["gateway"]
+    assert [role for role in parts if not parts[role]["inputs"]] == ["gateway"]

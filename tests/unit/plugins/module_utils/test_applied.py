@@ -11,8 +11,10 @@ from ansible_collections.moat.inference.plugins.module_utils.applied import Entr
 ROLES = ["firewall", "private_link", "certificate", "connector"]
 
 
-def plan(*roles: str, interface: str = "moat0") -> dict[str, Any]:
+def plan(*roles: str, interface: str = "moat0", certificates: tuple[str, ...] = ("one",)) -> dict[str, Any]:
     made: dict[str, Any] = {"roles": list(roles), **{role: {"of": role} for role in roles}}
+    if "certificate" in roles:
+        made.update(certificate=[{"name": name} for name in certificates], certificate_ca={"host": "ca1"})
     if "private_link" in roles:
         made["private_link"] = {"interface": interface}
     return made
@@ -20,16 +22,18 @@ def plan(*roles: str, interface: str = "moat0") -> dict[str, Any]:
 
 def record(*roles: str, collection: str = "c1", **digests: str) -> dict[str, Entry]:
     return {
-        role: Entry(digests.get(role, f"d-{role}"), collection, ("moat0",) if role == "private_link" else ())
+        role: Entry(digests.get(role, f"d-{role}"), "i", collection, applied.made_of(plan(*ROLES), role))
         for role in roles
     }
 
 
-def digests(*roles: str, **changed: str) -> dict[str, str]:
-    return {role: changed.get(role, f"d-{role}") for role in roles}
+def digests(*roles: str, inputs: str = "i", **changed: str) -> dict[str, tuple[str, str]]:
+    return {role: (changed.get(role, f"d-{role}"), inputs) for role in roles}
 
 
-def work(of_plan: dict[str, Any], found: dict[str, Entry], wanted: dict[str, str], **options: Any) -> applied.Work:
+def work(
+    of_plan: dict[str, Any], found: dict[str, Entry], wanted: dict[str, tuple[str, str]], **options: Any
+) -> applied.Work:
     settings = {"collection": "c1", "changes_only": True, **options}
     return applied.compare({"app1": of_plan}, {"app1": wanted}, {"app1": found}, **settings)
 
@@ -61,15 +65,29 @@ def test_another_collection_makes_everything_due_and_nothing_known() -> None:
     assert (made.due, made.known) == ({"app1": ROLES}, {})
 
 
-def test_a_part_that_cannot_be_told_equals_none() -> None:
-    made = work(plan(*ROLES), record(*ROLES, connector=""), digests(*ROLES, connector=""))
+def test_other_inputs_make_a_role_due_and_unknown() -> None:
+    made = work(plan(*ROLES), record(*ROLES), {**digests(*ROLES), "connector": ("d-connector", "other")})
     assert made.due == {"app1": ["connector"]}
     assert made.known == {"app1": ["firewall", "private_link", "certificate"]}
 
 
+def test_a_part_that_cannot_be_told_equals_none() -> None:
+    made = work(plan(*ROLES), record(*ROLES, connector=""), {**digests(*ROLES), "connector": ("", "")})
+    assert made.due == {"app1": ["connector"]}
+    assert made.known == {"app1": ["firewall", "private_link", "certificate"]}
+
+
+def test_a_certificate_that_is_not_on_record_is_gained_and_one_less_is_not() -> None:
+    two = plan(*ROLES, certificates=("one", "two"))
+    assert work(two, record(*ROLES), digests(*ROLES, certificate="new")).gained == ["app1"]
+    before = {**record(*ROLES), "certificate": Entry("old", "i", "c1", applied.made_of(two, "certificate"))}
+    assert work(plan(*ROLES), before, digests(*ROLES, certificate="new")).gained == []
+    assert work(two, record(*ROLES), digests(*ROLES), changes_only=False).gained == []
+
+
 def test_a_run_that_ended_early_is_taken_up_even_with_the_plan_of_before() -> None:
     before = record(*ROLES)
-    underway = applied.begun(before, plan(*ROLES), ["firewall", "connector"], "c1")
+    underway = applied.begun(before, plan(*ROLES), ["firewall", "connector"])
     assert work(plan(*ROLES), underway, digests(*ROLES)).due == {"app1": ["firewall", "connector"]}
     ended = applied.succeeded(underway, plan(*ROLES), digests(*ROLES), ["firewall", "connector"], [], "c1")
     assert ended == before
@@ -88,7 +106,7 @@ def test_a_host_that_stops_being_a_client_loses_what_it_had_in_order() -> None:
 
 
 def test_a_role_that_was_only_begun_is_retired_too() -> None:
-    underway = applied.begun({}, plan(*ROLES), ROLES, "c1")
+    underway = applied.begun({}, plan(*ROLES), ROLES)
     roles = [item["role"] for item in work(plan("firewall"), underway, digests("firewall")).retire["app1"]]
     assert roles == ["connector", "certificate", "private_link"]
 
@@ -100,14 +118,14 @@ def test_packet_filter_and_authority_are_never_retired() -> None:
 
 def test_a_link_under_another_name_takes_the_old_one_away_however_often_the_run_is_killed() -> None:
     wanted = plan(*ROLES, interface="moat1")
-    underway = applied.begun(record(*ROLES), wanted, ["private_link"], "c1")
-    underway = applied.begun(underway, wanted, ["private_link"], "c1")
+    underway = applied.begun(record(*ROLES), wanted, ["private_link"])
+    underway = applied.begun(underway, wanted, ["private_link"])
     made = work(wanted, underway, digests(*ROLES, private_link="new"))
     assert made.retire == {"app1": [{"role": "private_link", "interface": "moat0"}]}
     done = applied.succeeded(
         underway, wanted, digests(*ROLES, private_link="new"), ["private_link"], made.retire["app1"], "c1"
     )
-    assert done["private_link"] == Entry("new", "c1", ("moat1",))
+    assert done["private_link"] == Entry("new", "i", "c1", ("moat1",))
     back = work(plan("firewall"), underway, digests("firewall")).retire["app1"]
     assert [item.get("interface") for item in back if item["role"] == "private_link"] == ["moat0", "moat1"]
 
@@ -120,7 +138,7 @@ def test_a_record_of_another_format_counts_as_none() -> None:
     assert applied.parse('{"format": 0}') == {}
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 1, "roles": {"x": {}}}', "{"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 2, "roles": {"x": {}}}', "{"])
 def test_what_is_no_record_is_refused_with_the_remedy(text: str) -> None:
     with pytest.raises(ValueError, match="remove it"):
         applied.parse(text)
@@ -148,3 +166,49 @@ def test_the_part_of_a_role_has_its_authority() -> None:
     host = {"roles": ["certificate"], "certificate": [1], "certificate_ca": {"url": "u"}, "gateway": 2}
     assert applied.part_of(host, "certificate") == {"certificate": [1], "certificate_ca": {"url": "u"}}
     assert applied.digest_of({"a": 1, "b": 2}) == applied.digest_of({"b": 2, "a": 1}) != applied.digest_of({"a": 1})
+
+
+def steps(found: dict[str, Entry], wanted: dict[str, tuple[str, str]], early: bool = True, **options: Any) -> Any:
+    plans = {"app1": plan(*ROLES), "ca1": plan("firewall", "ca")}
+    authority = {"ca1": record("firewall", "ca")}
+    each = {"app1": wanted, "ca1": digests("firewall", "ca")}
+    made = applied.compare(plans, each, {"app1": found, **authority}, "c1", options.get("changes_only", True))
+    return applied.steps(made, "app1", early, options.get("changes_only", True))
+
+
+def test_a_whole_run_takes_every_step_without_a_look_of_its_own() -> None:
+    assert steps(record(*ROLES), digests(*ROLES), changes_only=False) == {
+        "close": ["firewall"],
+        "prepare": ["keys", "link"],
+        "serve": ["certificate", "connector"],
+    }
+
+
+def test_a_new_client_host_is_looked_at_once() -> None:
+    new = record("firewall")
+    assert steps(new, digests(*ROLES)) == {
+        "close": [],
+        "prepare": ["look", "keys", "link"],
+        "serve": ["certificate", "connector"],
+    }
+    assert steps(new, digests(*ROLES), early=False)["serve"] == ["link", "certificate", "connector"]
+
+
+def test_a_known_link_needs_no_look_and_a_connector_does_for_its_users() -> None:
+    assert steps(record(*ROLES), digests(*ROLES, private_link="new"))["prepare"] == ["link"]
+    assert steps(record(*ROLES), digests(*ROLES, connector="new"))["prepare"] == ["look"]
+
+
+def test_new_hosts_make_their_keys_before_any_of_them_links() -> None:
+    plans = {"app1": plan(*ROLES), "ca1": plan("firewall", "ca")}
+    made = applied.compare(plans, {"app1": digests(*ROLES), "ca1": digests("firewall", "ca")}, {}, "c1", True)
+    assert applied.steps(made, "app1", False, True)["prepare"] == ["look", "keys"]
+    assert applied.steps(made, "ca1", False, True) == {"close": ["firewall"], "prepare": ["ca"], "serve": []}
+
+
+def test_nobody_waits_for_the_packet_filter_of_another_unless_one_has_none() -> None:
+    assert steps(record(*ROLES), digests(*ROLES, firewall="new")) == {"close": [], "prepare": ["firewall"], "serve": []}
+    plans = {"app1": plan("firewall"), "app2": plan("firewall")}
+    each = {"app1": digests("firewall", firewall="new"), "app2": digests("firewall")}
+    made = applied.compare(plans, each, {"app1": record("firewall")}, "c1", True)
+    assert applied.steps(made, "app1", False, True)["close"] == ["firewall"]

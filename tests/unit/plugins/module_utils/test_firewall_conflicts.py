@@ -19,7 +19,7 @@ BOTH = deploy.UnitState("active", "enabled", False)
 def judge(configuration="", **units):
     """The faults of a host whose units are as given and otherwise not installed."""
     return conflicts.conflicts(
-        {name: units.get(name.split(".")[0], MISSING) for name in conflicts.OTHERS}, configuration
+        {name: units.get(name.partition(".")[0], MISSING) for name in conflicts.OTHERS}, configuration
     )
 
 

@@ -53,8 +53,8 @@ def line(asked, answer="", proto="tcp", state="ESTABLISHED"):
     return f"{proto:<8} {number} 431999 {middle}{tuples[0]} {tuples[1]} [ASSURED] mark=0 use=1\n"
 
 
-def plan(*lines, policy=PLAIN, connection=""):
-    cut, unread = flows.plan(["".join(lines)], policy, ADDRESSES, connection)
+def plan(*lines, policy=None, connection=""):
+    cut, unread = flows.plan(["".join(lines)], PLAIN if policy is None else policy, ADDRESSES, connection)
     assert unread == 0
     return cut
 

@@ -157,7 +157,7 @@ def test_single_hosts_are_added_and_deleted_one_by_one():
 @pytest.mark.parametrize(
     ("peers", "members"),
     [
-        (("10.0.0.1/32", "10.1.0.0/16"), ("10.0.0.1",)),  # networks
+        (("10.0.0.1", "10.1.0.0/16"), ("10.0.0.1",)),  # networks
         (("10.0.0.1",), ()),  # emptied by hand
         (("10.0.0.1",), ({"elem": {"val": "10.0.0.1", "comment": "by hand"}},)),
     ],
@@ -180,12 +180,12 @@ def test_a_set_gets_back_what_it_had():
 def test_only_a_set_with_a_network_is_one_of_intervals():
     singles, mixed = nft.ruleset(of_peers("10.0.0.2", "10.0.0.1")), nft.ruleset(of_peers("10.0.0.0/24", "10.0.1.1"))
     assert "\tset a_4 {\n\t\ttype ipv4_addr\n\t\telements = { 10.0.0.1, 10.0.0.2 }\n\t}\n" in singles
-    assert "\t\tflags interval\n\t\tauto-merge\n\t\telements = { 10.0.0.0/24, 10.0.1.1/32 }\n" in mixed
+    assert "\t\tflags interval\n\t\tauto-merge\n\t\telements = { 10.0.0.0/24, 10.0.1.1 }\n" in mixed
 
 
 def test_what_lies_in_another_network_says_nothing_new():
     peers = ("10.0.0.0/8", "10.0.0.0/24", "10.255.255.255", "11.0.0.0", "11.0.0.0")
-    assert nft.elements(of_peers(*peers).rules[0], 4) == ["10.0.0.0/8", "11.0.0.0/32"]
+    assert of_peers(*peers).rules[0].members(4) == ["10.0.0.0/8", "11.0.0.0"]
 
 
 def test_addresses_are_written_as_the_kernel_lists_them():
@@ -311,7 +311,7 @@ def test_the_candidate_is_the_ruleset_without_members():
     assert "elements" not in text
     assert [line for line in nft.ruleset(policy).splitlines() if "elements" not in line] == text.splitlines()
     empty = nft.Listing({}, {}, {"a_4": [], "handover_4": []})
-    assert nft.complete(empty, policy).elements == {"a_4": ["10.0.0.0/24", "10.0.1.1/32"], "handover_4": []}
+    assert nft.complete(empty, policy).elements == {"a_4": ["10.0.0.0/24", "10.0.1.1"], "handover_4": []}
 
 
 PREFIX = {"prefix": {"addr": "10.0.0.0", "len": 24}}
@@ -330,12 +330,22 @@ PREFIX = {"prefix": {"addr": "10.0.0.0", "len": 24}}
         (("10.0.0.0/24", "10.0.1.0"), (PREFIX,), "elements"),
         (("10.0.0.0/24",), (PREFIX, "10.0.1.0"), "elements"),
         (("10.0.0.0/24",), (), "elements"),
+        (("10.0.0.0/25", "10.0.0.128/25", "10.9.0.0"), ("10.9.0.0", PREFIX), "none"),
+        (("10.0.0.0/24", "10.9.0.0"), (PREFIX, "10.8.0.0"), "elements"),
+        (("10.0.0.0", "10.0.0.1", "10.9.0.0/16"), ({"range": ["10.0.0.0", "10.0.0.1"]}, "10.8.0.0"), "elements"),
         (("10.0.0.0/24",), ({"concat": ["10.0.0.0", 5]},), "elements"),
     ],
 )
 def test_members_are_compared_by_what_they_admit(peers, members, kind):
     candidate = nft.complete(nft.Listing({}, {}, {"a_4": []}), of_peers(*peers))
     assert nft.compare(live_set(*members), candidate).kind == kind
+
+
+def test_two_listings_can_be_compared_as_well():
+    commented = {"elem": {"val": "10.0.0.1", "comment": "by hand"}}
+    for members in ((PREFIX, "10.0.1.0"), (commented,), ()):
+        assert nft.compare(live_set(*members), live_set(*members)).kind == "none"
+        assert nft.compare(live_set(*members), live_set("10.7.0.0")).kind == "elements"
 
 
 def counted(chain_name, comment, packets, right=None):

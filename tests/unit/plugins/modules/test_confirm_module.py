@@ -12,18 +12,22 @@ from ansible_collections.moat.inference.plugins.modules import confirm
 class Change:
     """Stands for the change on the host."""
 
-    error = None
+    errors = ()
     policy = None
+    settled = False
 
     def __init__(self, runner, name):
         assert name == "firewall"
+
+    def settle(self):
+        Change.settled = True
 
     def outcome(self, token):
         return "waiting" if token == "t" else "unknown"
 
     def confirm(self, token, connection):
-        if self.error:
-            raise self.error
+        for error in self.errors:
+            raise error
         return Staged(policy=self.policy)
 
 
@@ -48,7 +52,7 @@ def test_a_change_is_kept_and_the_flows_that_it_ends_are_counted(monkeypatch, ca
     answer = run(monkeypatch, capsys)
     assert (answer["confirmed"], answer["outcome"], answer["entries"], answer["sockets"]) == (True, "confirmed", 3, 1)
     assert cut == [({"rules": []}, "a connection")]
-    assert warned == ["conntrack is missing"]
+    assert warned == ["conntrack is missing"] and Change.settled
 
 
 def test_a_change_without_a_policy_ends_no_flow(monkeypatch, capsys):
@@ -56,20 +60,20 @@ def test_a_change_without_a_policy_ends_no_flow(monkeypatch, capsys):
 
 
 def test_a_refusal_is_told_and_fails_nothing(monkeypatch, capsys):
-    monkeypatch.setattr(Change, "error", Refused("the very connection", retry=True))
+    monkeypatch.setattr(Change, "errors", (Refused("the very connection", retry=True),))
     answer = run(monkeypatch, capsys)
     assert (answer["confirmed"], answer["retry"], answer["reason"]) == (False, True, "the very connection")
     assert not answer.get("failed")
 
 
 def test_an_error_fails(monkeypatch, capsys):
-    monkeypatch.setattr(Change, "error", OSError("No space left on device"))
+    monkeypatch.setattr(Change, "errors", (OSError("No space left on device"),))
     answer = run(monkeypatch, capsys)
     assert answer["failed"] and "No space left" in answer["msg"]
 
 
 @pytest.mark.parametrize("arguments", [{"state": "known"}, {"_ansible_check_mode": True}])
 def test_to_ask_keeps_nothing(monkeypatch, capsys, arguments):
-    monkeypatch.setattr(Change, "error", AssertionError("it was confirmed"))
+    monkeypatch.setattr(Change, "errors", (AssertionError("it was confirmed"),))
     answer = run(monkeypatch, capsys, **arguments)
     assert (answer["confirmed"], answer["outcome"], answer["changed"]) == (False, "waiting", False)

@@ -305,9 +305,12 @@ def test_a_link_that_goes_waits_as_well(call: Call, machine: Machine, tmp_path: 
 
 def test_what_does_not_run_goes_without_confirmation(call: Call, machine: Machine) -> None:
     converged(call, machine)
+    call(confirm=False, **options(peer(4)))
+    time_is_over(call, machine)
     machine.active, machine.peers = "inactive", None
     result = call(state="absent")
     assert result["changed"] and "pending" not in result
+    assert not os.path.exists(call.waiting.directory)
     assert list(machine.etc.iterdir()) == [] and machine.enabled == "disabled"
 
 

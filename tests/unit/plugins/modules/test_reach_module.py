@@ -91,7 +91,7 @@ def serve(certificates: Path) -> Iterator[Any]:
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], certificates: Path) -> Any:
     def run(*cells: dict[str, Any], **options: Any) -> dict[str, Any]:
-        arguments = {"cells": list(cells), "certificates": str(certificates), "timeout": 0.5, **options}
+        arguments = {"cells": list(cells), "certificates": str(certificates), "timeout": 2, **options}
         with patch_module_args(arguments), pytest.raises(SystemExit):
             reach.main()
         return dict(json.loads(capsys.readouterr().out))
