@@ -176,7 +176,7 @@ echo restart=$ended
 exit
 }}
 """
-        argv = controller.ssh("-o", "ServerAliveInterval=5")
+        argv = controller.ssh()
         with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as session:
             assert session.stdin is not None and session.stdout is not None
             session.stdin.write(script)
