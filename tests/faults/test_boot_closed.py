@@ -85,7 +85,8 @@ def repair() -> None:
 
 
 def boot_file() -> str:
-    return on(HOST, f"sha256sum {FILE}").out
+    """Kind, mode, owner and content."""
+    return on(HOST, f"stat -c '%F %a %U' {FILE}; sha256sum {FILE}").out
 
 
 def table() -> str:
