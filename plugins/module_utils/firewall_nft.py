@@ -22,6 +22,9 @@ TABLE = "inet moat"
 FAMILIES = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
 HOOKS = ("input", "forward", "output")
 HANDOVER = "handover"
+# Errors about a flow, packet-too-big among them; nothing else may open a port by being related. A flow is confirmed once its first packet has
+# passed every chain: without it the kernel could answer what a route discards, since no chain sees that packet.
+ERRORS = "ct state related ct status confirmed meta l4proto { icmp, icmpv6 }"
 # a rule of the text: what it matches, its counter, its verdict, its comment
 COUNTED = re.compile(r'^(\t\t.*\bcounter)( .* comment "([^"]+)")$')
 CHAIN = re.compile(r"\tchain (\S+) \{")
@@ -61,7 +64,7 @@ def minimal(policy: Policy) -> str:
         inner = "; ".join([f"type filter hook {hook} priority filter", "policy drop", *lines])
         return f"chain {hook} {{ {inner}; }}"
 
-    tracked = ["ct state established accept", "ct state related meta l4proto { icmp, icmpv6 } accept"]
+    tracked = ["ct state established accept", f"{ERRORS} accept"]
     received = [
         'iifname "lo" accept',
         *tracked,
@@ -205,8 +208,7 @@ def _deny(policy: Policy, name: str, match: str = "", verdict: str = "drop", fla
 def _tracked(hook: str) -> list[str]:
     return [
         _allow(f"allow-established-{hook}", "ct state established"),
-        # errors about a flow, packet-too-big among them; nothing else may open a port by being related
-        _allow(f"allow-errors-{hook}", "ct state related meta l4proto { icmp, icmpv6 }"),
+        _allow(f"allow-errors-{hook}", ERRORS),
     ]
 
 

@@ -8,8 +8,8 @@ short_description: Close a host but for declared traffic
 version_added: 0.1.0
 description:
   - Owns the nftables table C(inet moat), the files in C(/etc/moat/firewall) and C(moat-firewall.service), and touches no other table.
-  - The chains input, output and forward drop what no rule admits, in IPv4 and IPv6. Loopback, tracked replies, errors about them and
-    the ICMPv6 that IPv6 cannot do without are always admitted.
+  - The chains input, output and forward drop what no rule admits, in IPv4 and IPv6. Loopback, tracked replies, errors about
+    admitted flows and the ICMPv6 that IPv6 cannot do without are always admitted.
   - What the kernel has is compared with the ruleset as the same kernel lists it after loading it into a network namespace of its
     own, so a change made by hand shows as drift. Nothing is loaded when nothing differs, so counters survive.
   - When only members of sets differ, only these are replaced. Otherwise the whole table is, in one transaction.

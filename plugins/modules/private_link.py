@@ -102,7 +102,7 @@ EXAMPLES = r"""
     interface: moat0
     port: 51820
     addresses: [100.64.0.1/32, "fd00:200::1/128"]
-    keys_dir: "{{ inventory_dir }}/moat-state/link-keys"
+    keys_dir: "{{ inventory_dir }}/.moat-state/link-keys"
     peers:
       - {name: app1, endpoint: 10.110.0.11, allowed_ips: [100.64.0.2/32, "fd00:200::2/128"]}
 """

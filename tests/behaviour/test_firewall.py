@@ -137,6 +137,52 @@ def test_managed_hosts_send_nothing_undeclared(
     assert silent == [set(), set()]
 
 
+def test_a_packet_that_a_route_discards_is_not_answered(
+    at: At, hostvars: dict[str, Data], managed: list[str], probes: list[str]
+) -> None:
+    """No chain sees it, so only the chain output can refuse the kernel's error about it."""
+    item = hostvars[managed[0]]
+    network = item["moat_address4"].rsplit(".", 1)[0]
+    host, probe = (
+        at(managed[0]),
+        at(next(p for p in probes if hostvars[p]["moat_address4"].rsplit(".", 1)[0] == network)),
+    )
+    ways = (("-4", "198.51.100.99", item["moat_address4"]), ("-6", "2001:db8:99::99", item["moat_address6"]))
+    switches = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
+    kept = [f"{switch}={host.run(f'sysctl -n {switch}').stdout.strip()}" for switch in switches]
+    ask = """
+import socket
+for family, address in ((socket.AF_INET, "198.51.100.99"), (socket.AF_INET6, "2001:db8:99::99")):
+    asked = socket.socket(family, socket.SOCK_DGRAM)
+    asked.settimeout(0.5)
+    asked.connect((address, 9))
+    try:
+        for _ in range(3):
+            asked.send(b"x")
+        asked.recv(1)
+    except TimeoutError:
+        print("silent")
+    except OSError:
+        print("refused")
+"""
+    command = "python3 -c " + shlex.quote(ask)
+    try:
+        for family, address, via in ways:
+            assert host.run(f"ip {family} route add unreachable {address}").rc == 0
+            assert probe.run(f"ip {family} route add {address} via {via}").rc == 0
+        host.run("sysctl -qw " + " ".join(f"{switch}=1" for switch in switches))
+        assert probe.run(command).stdout.split() == ["silent", "silent"]
+        admitted = "meta l4proto { icmp, ipv6-icmp } counter accept"
+        made = host.run(f"nft -e -a insert rule inet moat output '{admitted}' | grep -o 'handle [0-9]*'").stdout
+        assert probe.run(command).stdout.split() == ["refused", "refused"], "nobody hears of an open host either"
+        assert host.run(f"nft delete rule inet moat output {made.split(chr(10))[0]}").rc == 0
+    finally:
+        host.run("sysctl -qw " + " ".join(kept))
+        for family, address, _via in ways:
+            host.run(f"ip {family} route del unreachable {address}")
+            probe.run(f"ip {family} route del {address}")
+
+
 def test_every_chain_is_closed_and_every_verdict_counts(tables: dict[str, str]) -> None:
     for name, table in tables.items():
         for hook in ("input", "forward", "output"):

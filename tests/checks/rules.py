@@ -10,7 +10,7 @@ from typing import Any
 TASK_LIMIT, MAIN_LIMIT, FILE_LIMIT = 35, 40, 500
 PHASES = ("preflight", "install", "configure", "service")
 ALWAYS = ("preflight", "install")  # a role whose one module configures and starts has no file for the rest
-# What must not stand anywhere, and why.
+# What must not stand anywhere, and why. These are the patterns themselves, so this folder is not searched.
 FORBIDDEN = {
     r"(?<![\"'])flush\s+ruleset": "destroys the tables of others; own one table",
     r"failed_when:\s*false": "hides a failure",

@@ -110,7 +110,9 @@ def test_no_role_knows_the_inventory() -> None:
 def test_every_module_has_unit_tests_and_every_role_a_place_in_site() -> None:
     units = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "tests" / "unit").rglob("test_*.py"))
     assert not [module for module in MODULES if not re.search(rf"\b{module}\b", units)]
-    site = "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "playbooks" / "tasks").glob("*.yml"))
+    # what is retired is named as well, which is no place to be applied
+    steps = [p for p in (ROOT / "playbooks" / "tasks").glob("*.yml") if p.name != "retire.yml"]
+    site = "\n".join(p.read_text(encoding="utf-8") for p in steps)
     assert sorted(set(re.findall(r"moat\.inference\.([a-z_]+)$", site, re.MULTILINE))) == ROLES
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -42,7 +43,7 @@ def begin(variables: dict[str, Any], connection: dict[str, Any], target: str, fo
     """Apply these variables to their hosts, in a process group of its own."""
     overlay = folder / "overlay.yml"
     # connections of its own: what stays of one way must not serve another
-    sockets = tempfile.mkdtemp(prefix="moat-")
+    sockets = tempfile.mkdtemp(prefix="moat-ssh-")
     own = {
         "ansible_control_path_dir": sockets,
         "ansible_ssh_args": "-o ControlMaster=auto -o ControlPersist=5s -o ServerAliveInterval=5 -o ServerAliveCountMax=3",
@@ -83,6 +84,8 @@ def until(reached: Any, seconds: float) -> float:
 def whole_again() -> Iterator[None]:
     """The lab as its intent says, before and after."""
     yield
+    for left in Path(tempfile.gettempdir()).glob("moat-ssh-*"):
+        shutil.rmtree(left)
     ended = run.play()
     assert ended.rc == 0, ended.out[-4000:]
 

@@ -45,7 +45,7 @@ class Change:
 
 CHANGES = {
     "one client more on app1, for a model that the host has not used": Change(
-        "second", {"hosts": "app1", "users": ["portal"], "models": ["notes-1b"]}, ("app1", "ca1", "gpu1"), 11
+        "second", {"hosts": "app1", "users": ["portal"], "models": ["notes-1b"]}, ("app1", "ca1", "gpu1"), 10
     ),
     "the first client of app2, which had a packet filter only": Change(
         "fresh", {"hosts": "app2", "users": ["nobody"], "models": ["xray-7b"]}, ("app2", "ca1", "gpu1", "gpu2"), 28

@@ -77,10 +77,12 @@ def keys() -> tuple[File, ...]:
     )
 
 
-def ssh(*options: str) -> list[str]:
+def ssh() -> list[str]:
     """The command line that runs what comes on its standard input on the machine."""
     fixed = ["-F", str(FOLDER / "ssh_config"), "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
-    return ["ssh", *fixed, *options, machine.NAME, "sh -s"]
+    # a connection that is older than the table is known to it once the client has said something
+    fixed += ["-o", "ServerAliveInterval=3", "-o", "ServerAliveCountMax=10"]
+    return ["ssh", *fixed, machine.NAME, "sh -s"]
 
 
 def on(script: str, *, timeout: float = 60) -> Said:

@@ -7,7 +7,7 @@ import sys
 
 def answers(kind, address, port):
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as probe:
-        probe.settimeout(2)
+        probe.settimeout(4)
         try:
             probe.connect((address, int(port)))
             if kind == "udp":
