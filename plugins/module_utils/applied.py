@@ -15,7 +15,20 @@ from typing import Any
 
 FORMAT = 2
 # Whoever uses something goes before it. The packet filter stays, and so does an authority with its keys: both are removed by hand only.
-RETIRED = ("connector", "gateway", "model_server", "certificate", "private_link")
+RETIRED = (
+    "connector",
+    "gateway",
+    "model_server",
+    "certificate",
+    "private_link",
+    "egress_client",
+    "private_dns",
+    "egress_proxy",
+)
+# Every other host waits for these: its packages come by the one, and its names by the other.
+WAYS_OUT = ("egress_proxy", "private_dns")
+# What of a plan a role is handed besides the part of its own name.
+BESIDES = {"certificate": ("certificate_ca",), "egress_client": ("routes", "resolvers")}
 # What the certificate and the connector of a host are given beside the link is looked for once.
 LOOKED_FOR = ("private_link", "certificate", "connector")
 HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -55,7 +68,7 @@ def digest_of(*parts: Any) -> str:
 
 def part_of(plan: Mapping[str, Any], role: str) -> dict[str, Any]:
     """What a role is handed of its host's plan."""
-    return {key: plan[key] for key in (role, f"{role}_ca") if key in plan}
+    return {key: plan[key] for key in (role, *BESIDES.get(role, ())) if key in plan}
 
 
 def made_of(plan: Mapping[str, Any], role: str) -> tuple[str, ...]:
@@ -169,16 +182,18 @@ def succeeded(
 
 
 def steps(work: Work, host: str, early: bool, changes_only: bool) -> dict[str, list[str]]:
-    """The tasks of each play for a host, in order: its packet filter, what others wait for, and the rest.
+    """The tasks of each play for a host, in order: its packet filter, the ways out, what others wait for, and the rest.
 
     early tells that its link can come up before the keys of this run are made. A host that has no packet filter yet is closed before
-    anything is done anywhere; where all have theirs, nobody waits for another's.
+    anything is done anywhere; where all have theirs and no way out changes, nobody waits for another's.
     """
     due, known = work.due.get(host, []), work.known.get(host, [])
     new = [role for role in LOOKED_FOR if role in due and (role not in known or role == "connector")]
     close = ["firewall"] if "firewall" in due else []
     together = changes_only and all("firewall" in work.known.get(each, ()) for each in work.due)
+    together = together and not any(role in roles for roles in work.due.values() for role in WAYS_OUT)
     prepare = list(close) if together else []
+    prepare += ["egress_client"] if "egress_client" in due else []
     prepare += ["ca"] if "ca" in due else []
     prepare += ["retire"] if host in work.retire else []
     prepare += ["look"] if changes_only and new else []
@@ -186,4 +201,10 @@ def steps(work: Work, host: str, early: bool, changes_only: bool) -> dict[str, l
     prepare += ["link"] if "private_link" in due and early else []
     serve = ["link"] if "private_link" in due and not early else []
     serve += [role for role in due if role in ("certificate", "model_server", "gateway", "connector")]
-    return {"close": [] if together else close, "prepare": prepare, "serve": serve}
+    return {
+        "close": [] if together else close,
+        "proxy": [role for role in WAYS_OUT[:1] if role in due],
+        "names": [role for role in WAYS_OUT[1:] if role in due],
+        "prepare": prepare,
+        "serve": serve,
+    }

@@ -113,7 +113,7 @@ steps:
       peer with a new key is linked to brings its link up in the last play.
   type: dict
   returned: when begun
-  sample: {app2: {close: [firewall], prepare: [look, keys, link], serve: [certificate, connector]}}
+  sample: {app2: {close: [firewall], proxy: [], names: [], prepare: [look, keys, link], serve: [certificate, connector]}}
 hosts:
   description: Hosts with anything to do; when there is none, one host of the plan, so that a group made of them is never missing.
   type: list

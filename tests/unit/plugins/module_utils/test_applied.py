@@ -138,6 +138,44 @@ def test_a_record_of_another_format_counts_as_none() -> None:
     assert applied.parse('{"format": 0}') == {}
 
 
+WAYS_OUT = ["firewall", "egress_proxy", "egress_client", "private_dns"]
+
+
+def test_the_ways_out_are_there_before_anybody_needs_them() -> None:
+    plans = {"egress1": plan(*WAYS_OUT), "app1": plan("firewall", "egress_client", *ROLES[1:])}
+    each = {host: digests(*made["roles"]) for host, made in plans.items()}
+    for found, changes_only in (({}, False), ({host: record("firewall") for host in plans}, True)):
+        made = applied.compare(plans, each, found, "c1", changes_only)
+        taken = applied.steps(made, "egress1", False, changes_only)
+        assert taken == {
+            "close": ["firewall"] if not found else [],
+            "proxy": ["egress_proxy"],
+            "names": ["private_dns"],
+            "prepare": ["egress_client"],
+            "serve": [],
+        }
+        assert applied.steps(made, "app1", False, changes_only)["prepare"][0] == "egress_client"
+
+
+def test_a_packet_filter_is_there_before_a_way_out_that_changes() -> None:
+    plans = {"egress1": plan(*WAYS_OUT), "app1": plan("firewall")}
+    found = {"egress1": record(*WAYS_OUT), "app1": record("firewall")}
+    each = {"egress1": digests(*WAYS_OUT, egress_proxy="new"), "app1": digests("firewall", firewall="new")}
+    made = applied.compare(plans, each, found, "c1", True)
+    assert applied.steps(made, "app1", False, True)["close"] == ["firewall"]
+    assert applied.steps(made, "egress1", False, True)["proxy"] == ["egress_proxy"]
+
+
+def test_what_goes_out_by_itself_again_loses_the_named_way_last() -> None:
+    made = work(plan("firewall"), record(*ROLES, *WAYS_OUT[1:]), digests("firewall"))
+    assert [item["role"] for item in made.retire["app1"]][-3:] == ["egress_client", "private_dns", "egress_proxy"]
+
+
+def test_routes_and_resolvers_are_part_of_how_a_host_gets_out() -> None:
+    made = {**plan("egress_client"), "routes": {"via": []}, "resolvers": ["10.0.0.1"], "private_link": {}}
+    assert set(applied.part_of(made, "egress_client")) == {"egress_client", "routes", "resolvers"}
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 2, "roles": {"x": {}}}', "{"])
 def test_what_is_no_record_is_refused_with_the_remedy(text: str) -> None:
     with pytest.raises(ValueError, match="remove it"):
@@ -179,6 +217,8 @@ def steps(found: dict[str, Entry], wanted: dict[str, tuple[str, str]], early: bo
 def test_a_whole_run_takes_every_step_without_a_look_of_its_own() -> None:
     assert steps(record(*ROLES), digests(*ROLES), changes_only=False) == {
         "close": ["firewall"],
+        "proxy": [],
+        "names": [],
         "prepare": ["keys", "link"],
         "serve": ["certificate", "connector"],
     }
@@ -188,6 +228,8 @@ def test_a_new_client_host_is_looked_at_once() -> None:
     new = record("firewall")
     assert steps(new, digests(*ROLES)) == {
         "close": [],
+        "proxy": [],
+        "names": [],
         "prepare": ["look", "keys", "link"],
         "serve": ["certificate", "connector"],
     }
@@ -203,11 +245,13 @@ def test_new_hosts_make_their_keys_before_any_of_them_links() -> None:
     plans = {"app1": plan(*ROLES), "ca1": plan("firewall", "ca")}
     made = applied.compare(plans, {"app1": digests(*ROLES), "ca1": digests("firewall", "ca")}, {}, "c1", True)
     assert applied.steps(made, "app1", False, True)["prepare"] == ["look", "keys"]
-    assert applied.steps(made, "ca1", False, True) == {"close": ["firewall"], "prepare": ["ca"], "serve": []}
+    found = applied.steps(made, "ca1", False, True)
+    assert {step: names for step, names in found.items() if names} == {"close": ["firewall"], "prepare": ["ca"]}
 
 
 def test_nobody_waits_for_the_packet_filter_of_another_unless_one_has_none() -> None:
-    assert steps(record(*ROLES), digests(*ROLES, firewall="new")) == {"close": [], "prepare": ["firewall"], "serve": []}
+    alone = steps(record(*ROLES), digests(*ROLES, firewall="new"))
+    assert {step: names for step, names in alone.items() if names} == {"prepare": ["firewall"]}
     plans = {"app1": plan("firewall"), "app2": plan("firewall")}
     each = {"app1": digests("firewall", firewall="new"), "app2": digests("firewall")}
     made = applied.compare(plans, each, {"app1": record("firewall")}, "c1", True)
