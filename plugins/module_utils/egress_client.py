@@ -124,12 +124,11 @@ def proxy_of(proxies: Sequence[str]) -> tuple[str, list[str]]:
     return f"http://{NAME}:{parts[0].port}", addresses
 
 
-def environment_text(url: str, no_proxy: Sequence[str], names: Sequence[str]) -> str:
+def environment_text(url: str, no_proxy: Sequence[str]) -> str:
     """Read by systemd.exec(5) and by a shell; programs differ in the case that they look for."""
     values = {"http_proxy": url, "https_proxy": url, "no_proxy": ",".join(no_proxy)}
     values.update({name.upper(): value for name, value in list(values.items())})
-    reachable = [f"# Reachable by it: {', '.join(names)}."] if names else []
-    return "\n".join([f"# {MANAGED}", *reachable, *(f"{name}={value}" for name, value in values.items())]) + "\n"
+    return "\n".join([f"# {MANAGED}", *(f"{name}={value}" for name, value in values.items())]) + "\n"
 
 
 def apt_text(url: str, no_proxy: Sequence[str]) -> str:
@@ -182,7 +181,7 @@ def desired(options: Mapping[str, Any], present: Callable[[str], bool], docker_j
             found.left_out.append(target)
     here = [target for target in TARGETS if target in options["targets"] and target not in found.left_out]
     if "environment" in here or "docker" in here:
-        found.files[ENVIRONMENT] = environment_text(url, no_proxy, options["names"])
+        found.files[ENVIRONMENT] = environment_text(url, no_proxy)
     if "apt" in here:
         found.files[APT] = apt_text(url, no_proxy)
     if "podman" in here:

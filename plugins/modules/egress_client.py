@@ -28,11 +28,6 @@ options:
     type: list
     elements: str
     default: []
-  names:
-    description: Names that the host may reach by it, for a comment in the environment file.
-    type: list
-    elements: str
-    default: []
   resolvers:
     description:
       - Addresses of the resolvers, of which the first three are used. Without any, what was there before the first comes back.
@@ -122,7 +117,6 @@ def main() -> None:
         argument_spec={
             "proxies": words,
             "no_proxy": words,
-            "names": words,
             "resolvers": words,
             "domain": {"type": "str", "default": ""},
             "units": words,

@@ -105,7 +105,6 @@ class Egresses:
         return {
             "proxies": [self._url(host, name) for name in self.proxies_of(host.name)],
             "no_proxy": self._no_proxy(host),
-            "names": sorted({egress.host for egress in self.entries_of.get(host.name, ())}),
         }
 
     def _url(self, host: Host, name: str) -> str:

@@ -9,7 +9,6 @@ from ansible_collections.moat.inference.plugins.module_utils import egress_clien
 OPTIONS = {
     "proxies": ["http://10.130.0.10:3128"],
     "no_proxy": ["localhost", "127.0.0.0/8", "::1", "inference.internal"],
-    "names": ["packages.example.org"],
     "resolvers": ["10.140.0.53"],
     "domain": "inference.internal",
     "units": ["backup.service"],
@@ -68,7 +67,7 @@ def test_several_proxies_have_one_name():
 
 
 def test_the_environment_is_the_same_for_systemd_and_a_shell():
-    text = client.environment_text("http://10.0.0.1:3128", OPTIONS["no_proxy"], OPTIONS["names"])
+    text = client.environment_text("http://10.0.0.1:3128", OPTIONS["no_proxy"])
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     assert all(shlex.split(line) == [line] for line in lines)
     values = dict(line.split("=", 1) for line in lines)

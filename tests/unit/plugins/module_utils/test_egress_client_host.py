@@ -17,7 +17,6 @@ from ansible_collections.moat.inference.plugins.module_utils.run import CommandE
 OPTIONS = {
     "proxies": ["http://10.0.0.1:3128", "http://10.0.0.2:3128"],
     "no_proxy": ["localhost"],
-    "names": [],
     "resolvers": ["10.0.0.53"],
     "domain": "inference.internal",
     "units": ["backup.service"],

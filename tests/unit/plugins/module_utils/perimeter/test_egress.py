@@ -157,11 +157,10 @@ def test_a_proxy_that_nobody_uses_opens_nothing() -> None:
 def test_what_a_client_is_told(plan: Plan) -> None:
     client = plan.host("gpu1")["egress_client"]
     assert client["proxies"] == ["http://10.130.0.10:3128", "http://10.130.0.11:3128"]
-    assert client["names"] == ["packages.example.org"]
     assert {"localhost", "inference.internal", "10.120.0.0/24", "100.64.0.0/10", "10.150.0.1/32"} <= set(
         client["no_proxy"]
     )
-    assert plan.host("app2")["egress_client"]["proxies"] == plan.host("app2")["egress_client"]["names"] == []
+    assert plan.host("app2")["egress_client"]["proxies"] == []
     assert plan.host("gpu1")["resolvers"] == ["10.140.0.53", "fd00:140::53", "10.140.0.54", "fd00:140::54"]
     assert plan.host("dns2")["resolvers"][0] == "10.140.0.54"
     swapped = compiled(out({f"{P}.egress.1.from": "egress2"}))
