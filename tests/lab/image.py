@@ -27,6 +27,7 @@ NEIGHBOURS = [
 WAYS_OUT = [
     "squid-openssl",
     "unbound",
+    "systemd-resolved",
     "bind9-dnsutils",
     "iodine",
     "nginx-light",
@@ -96,6 +97,7 @@ DISABLED = [
     "squid.service",
     "unbound.service",
     "unbound-resolvconf.service",
+    "systemd-resolved.service",
     "nginx.service",
     "fail2ban.service",
     "firewalld.service",
