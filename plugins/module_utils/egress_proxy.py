@@ -213,6 +213,8 @@ def _service(settings: Mapping[str, Any]) -> list[str]:
         "positive_dns_ttl 1 hour",
         "dns_timeout 5 seconds",
         "server_persistent_connections off",
+        "# a refusal costs its source a connection, of which the packet filter lets each have so many a second",
+        "persistent_connection_after_error off",
         "# their defaults look up the names of the clients",
         "url_rewrite_extras -",
         "store_id_extras -",

@@ -33,6 +33,8 @@ TRANSIENT = re.compile(r"(\ttimeout \S+\n)\t\telements = \{[^}]*\}\n")
 # destroy would say it in one line, but nft 1.0.6 does not know it
 DELETE = f"table {TABLE}\ndelete table {TABLE}\n"
 HEAD = "# Managed by moat.inference.\n"
+# of new connections that a peer may open at once, in seconds of its rate
+BURST = 5
 
 
 # chain, comment, sets that it looks into, position among those that have all this in common
@@ -103,7 +105,9 @@ def candidate(policy: Policy) -> str:
 
 
 def _ruleset(policy: Policy, members: bool) -> str:
+    rated = any(rule.rate for rule in policy.of_chain("input"))
     chains = [
+        *([_chain("rate", _deny(policy, "deny-rate"))] if rated else []),
         _chain("input", _input(policy)),
         _chain("forward", _forward(policy)),
         _chain("output", _output(policy)),
@@ -116,6 +120,11 @@ def _ruleset(policy: Policy, members: bool) -> str:
 def set_name(rule: Rule, version: int) -> str:
     """The name of a rule's set."""
     return f"{rule.id}_{version}"
+
+
+def _rate_set(rule: Rule, version: int) -> str:
+    """The name of the set that has a measure for each peer of a rule with a rate."""
+    return f"{rule.id}_rate_{version}"
 
 
 def elements_change(policy: Policy, names: Sequence[str], live: Listing | None = None) -> str:
@@ -183,6 +192,11 @@ def _sets(policy: Policy, members: bool) -> Iterable[str]:
             flags = "" if rule.hosts(version) else "\t\tflags interval\n\t\tauto-merge\n"
             inside = f"\t\telements = {{ {', '.join(rule.members(version))} }}\n" if members else ""
             yield f"\tset {set_name(rule, version)} {{\n\t\ttype {kind}\n{flags}{inside}\t}}\n"
+            if rule.rate:
+                yield (
+                    f"\tset {_rate_set(rule, version)} {{\n\t\ttype {kind}\n\t\tsize 65535\n"
+                    "\t\tflags dynamic,timeout\n\t\ttimeout 1m\n\t}\n"
+                )
     for version, _proto, kind in FAMILIES:
         yield f"\tset {HANDOVER}_{version} {{\n\t\ttype {kind} . inet_service\n\t\tflags timeout\n\t\ttimeout 5m\n\t}}\n"
 
@@ -223,7 +237,9 @@ def _input(policy: Policy) -> Iterable[str]:
     yield _allow("allow-multicast-input", "ip6 saddr fe80::/10 icmpv6 type mld-listener-query ip6 hoplimit 1")
     yield from _deny(policy, "deny-invalid-input", "ct state invalid")
     for rule in policy.of_chain("input"):
-        yield from _accepts(rule, "iifname", "saddr", f"{rule.protocol} dport {_values(rule.ports)}")
+        match = f"{rule.protocol} dport {_values(rule.ports)}"
+        yield from _rated(rule, match)
+        yield from _accepts(rule, "iifname", "saddr", match)
     yield from _deny(policy, "deny-input")
 
 
@@ -305,6 +321,17 @@ def _drops(policy: Policy, chain: str, interface: str, address: str) -> Iterable
                 for match in ports:
                     line = f"{on}{proto} {address} @{set_name(rule, version)} {match}"
                     yield from _described(rule, _deny(policy, rule.id, line))
+
+
+def _rated(rule: Rule, ports: str) -> Iterable[str]:
+    """Each address has its own measure, so that whoever asks too often is refused and nobody else."""
+    on = f'iifname "{rule.interface}" ' if rule.interface else ""
+    number = rule.rate.partition("/")[0]
+    for version, proto, _kind in FAMILIES:
+        if rule.rate and rule.family(version):
+            limit = f"limit rate over {rule.rate} burst {int(number) * BURST} packets"
+            measure = f"update @{_rate_set(rule, version)} {{ {proto} saddr {limit} }}"
+            yield f"{on}{proto} saddr @{set_name(rule, version)} {ports} {measure} jump rate"
 
 
 def _accepts(rule: Rule, interface: str, address: str, *ports: str) -> Iterable[str]:

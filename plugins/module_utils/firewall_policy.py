@@ -29,6 +29,7 @@ SEGMENT = re.compile(r"[a-z0-9][a-z0-9-]{0,47}")
 # dev_valid_name() of the kernel, without what nft reads as a pattern or a quote
 INTERFACE = re.compile(r"[^\s/\"*\\]{1,15}")
 LOG_RATE = re.compile(r"[1-9][0-9]{0,5}/(second|minute|hour|day)")
+RATE = re.compile(r"[1-9][0-9]{0,5}/(second|minute)")
 EXTRA = "extra-"
 
 
@@ -98,6 +99,7 @@ class Rule:
     reason: str = ""
     admin: bool = False
     drop: bool = False
+    rate: str = ""
 
     @cached_property
     def _families(self) -> dict[int, tuple[Network, ...]]:
@@ -274,6 +276,11 @@ class Reader:
             self.fault(
                 f"{key}.verdict", "drop is for the chains input, output and forward; a local port is closed by its rule"
             )
+        rate = str(item.get("rate") or "")
+        if rate and (chain != "input" or drop or admin):
+            self.fault(f"{key}.rate", "is for rules of chain input that admit others than the operator; take it out")
+        elif rate and not RATE.fullmatch(rate):
+            self.fault(f"{key}.rate", f"{rate!r} is no rate; write one such as 100/second")
         if len(self.faults) > before:
             return None
         comment = " ".join(str(item.get("comment") or "").split())
@@ -290,6 +297,7 @@ class Reader:
             reason,
             admin,
             drop,
+            rate,
         )
 
     def _check_who(self, key: str, chain: str, peers: Any, users: Any) -> None:

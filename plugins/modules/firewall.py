@@ -60,6 +60,11 @@ options:
         description: Whether the operator comes by it. Only such rules are in the table of a host whose ruleset does not load; one is needed.
         type: bool
         default: false
+      rate:
+        description:
+          - How many new connections each address may open, such as V(100/second), and five times that many at once. More are dropped, counted
+            and logged as C(deny-rate). For rules of the chain V(input) that are not the operator's.
+        type: str
   extra_rules:
     description:
       - Rules that the plan cannot express. Their ids begin with C(extra-), and each is named in a warning on every run.
@@ -79,6 +84,7 @@ options:
       listeners: {description: As in O(rules)., type: list, elements: str}
       comment: {description: As in O(rules)., type: str}
       admin: {description: As in O(rules)., type: bool, default: false}
+      rate: {description: As in O(rules)., type: str}
       verdict:
         description: Whether the rule admits, or refuses whatever else admits it, connections that are there as well.
         type: str
@@ -318,6 +324,7 @@ def main() -> None:
         "listeners": words,
         "comment": {"type": "str"},
         "admin": {"type": "bool", "default": False},
+        "rate": {"type": "str"},
     }
     extra = {
         **rule,

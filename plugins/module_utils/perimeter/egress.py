@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ansible_collections.moat.inference.plugins.module_utils.perimeter.plan import Planner
 
 OWN_HOST = ("localhost", "127.0.0.0/8", "::1")
+# New connections to a proxy from each address: what is refused by the proxy costs a connection, so no host keeps it from the others.
+RATE = "100/second"
 
 
 class Egresses:
@@ -62,7 +64,8 @@ class Egresses:
         ):
             remote = [other for other in others if other != name]
             if remote:
-                yield flows.rule(rule_id, chain, "tcp", [proxy.port], self.planner.of_hosts(host, remote), title)
+                made = flows.rule(rule_id, chain, "tcp", [proxy.port], self.planner.of_hosts(host, remote), title)
+                yield {**made, "rate": RATE} if chain == "input" else made
         if self.is_proxy(name):
             yield from self._outward(proxy)
 

@@ -404,3 +404,28 @@ def test_the_diff_shows_nothing_that_expires():
     head = "\tset handover_4 {\n\t\ttype ipv4_addr . inet_service\n\t\ttimeout 5m\n"
     members = "\t\telements = { 10.0.0.9 . 5 expires 4m,\n\t\t\t     10.0.0.9 . 6 expires 4m }\n"
     assert nft.without_transient(kept + head + members + "\t}\n") == kept + head + "\t}\n"
+
+
+RATED = Rule("in-egress", "input", "tcp", (3128,), nets("10.1.0.1", "fd00::1"), "eth0", rate="100/second")
+
+
+def test_a_rate_is_measured_for_each_address_before_the_rule_admits_it():
+    lines = chain(nft.ruleset(Policy((), (SSH, RATED), "6/minute")), "input")
+    for version, proto, own in ((4, "ip", "in-egress_rate_4"), (6, "ip6", "in-egress_rate_6")):
+        match = f'iifname "eth0" {proto} saddr @in-egress_{version} tcp dport 3128'
+        limit = f"update @{own} {{ {proto} saddr limit rate over 100/second burst 500 packets }}"
+        measured = lines.index(f"{match} {limit} jump rate")
+        assert measured < lines.index(f'{match} counter accept comment "in-egress"')
+        assert measured > lines.index('ct state established counter accept comment "allow-established-input"')
+
+
+def test_what_is_over_the_rate_is_counted_logged_and_dropped():
+    text = nft.ruleset(Policy((), (SSH, RATED), "6/minute"))
+    assert chain(text, "rate") == [
+        'limit rate 6/minute burst 5 packets log prefix "moat deny-rate " level info',
+        'counter drop comment "deny-rate"',
+    ]
+    (measures,) = re.findall(r"\tset in-egress_rate_6 {\n(.*?)\n\t}", text, re.S)
+    assert measures.split() == ["type", "ipv6_addr", "size", "65535", "flags", "dynamic,timeout", "timeout", "1m"]
+    assert "rate_" not in nft.ruleset(POLICY) and "chain rate" not in nft.ruleset(POLICY)
+    assert "rate" not in nft.minimal(Policy((), (SSH, RATED), "6/minute"))

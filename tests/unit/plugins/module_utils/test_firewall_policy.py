@@ -272,3 +272,18 @@ def test_a_single_host_is_the_network_of_its_length():
     assert policy.rules[0].hosts(4) == ("10.90.0.1", "10.90.0.2")
     assert policy.rules[0].hosts(6) == ("fd00:90::1",)
     assert read([SSH]).rules[0].hosts(4) == ()
+
+
+def test_a_rate_is_for_rules_that_let_others_in():
+    rated = {**SSH, "id": "in-proxy", "ports": [3128], "admin": False, "rate": "100/second"}
+    assert read([SSH, rated]).rules[1].rate == "100/second"
+    assert read([SSH, {**rated, "rate": None}]).rules[1].rate == ""
+    for change, word in (
+        ({"rate": "0/second"}, "no rate"),
+        ({"rate": "100"}, "no rate"),
+        ({"rate": "1/day"}, "no rate"),
+        ({"chain": "output"}, "chain input"),
+        ({"admin": True}, "operator"),
+    ):
+        (fault,) = faults(rules=[SSH, {**rated, **change}])
+        assert fault.startswith("rules[1] (in-proxy).rate: ") and word in fault

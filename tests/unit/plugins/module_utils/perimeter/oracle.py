@@ -220,6 +220,7 @@ def check_firewall(oracle: Oracle, host: str, planned: dict[str, Any]) -> None:
     assert ids == sorted(set(ids))
     assert {name for name in ids if not name.startswith(("local-connector-", "out-service-"))} == oracle.rule_ids(host)
     assert {name: rule["admin"] for name, rule in zip(ids, rules) if "admin" in rule} == {"in-admin-ssh": True}
+    assert {name for name, rule in zip(ids, rules) if rule.get("rate")} == {"in-egress"} & set(ids)
     for rule in rules:
         if rule["id"] in LINK_RULES:
             for family in (4, 6):
