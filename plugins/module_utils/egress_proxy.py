@@ -123,14 +123,14 @@ def beyond(to: Sequence[str], refused: Sequence[str]) -> list[str]:
     return found
 
 
-def _without(root: Network, holes: Sequence[Network]) -> list[Network]:
+def _without(root: Any, holes: Sequence[Any]) -> list[Any]:
     parts = [root]
     for hole in holes:
-        kept: list[Network] = []
+        kept: list[Any] = []
         for part in parts:
-            if hole.subnet_of(part):  # type: ignore[arg-type]
-                kept += part.address_exclude(hole)  # type: ignore[arg-type]
-            elif not part.subnet_of(hole):  # type: ignore[arg-type]
+            if hole.subnet_of(part):
+                kept += part.address_exclude(hole)
+            elif not part.subnet_of(hole):
                 kept.append(part)
         parts = kept
     return parts
