@@ -28,7 +28,11 @@ RETIRED = (
 # Every other host waits for these: its packages come by the one, and its names by the other.
 WAYS_OUT = ("egress_proxy", "private_dns")
 # What of a plan a role is handed besides the part of its own name.
-BESIDES = {"certificate": ("certificate_ca",), "egress_client": ("routes", "resolvers")}
+BESIDES = {
+    "certificate": ("certificate_ca",),
+    "connector": ("resolvers",),
+    "egress_client": ("routes", "resolvers"),
+}
 # What the certificate and the connector of a host are given beside the link is looked for once.
 LOOKED_FOR = ("private_link", "certificate", "connector")
 HOST_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")

@@ -24,6 +24,13 @@ HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?")
 SOCKET = re.compile(re.escape(RUNTIME) + r"/[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
+DNS = "moat"
+# seconds between two questions for a name, half of what an answer of the role private_dns is good for
+DNS_INTERVAL = 30
+# Without an answer a server keeps its address, for its checks say whether it serves. More than 24.8 days HAProxy does not take.
+DNS_HOLD = "24d"
+PREFERRED_NETWORKS = 5  # SRV_MAX_PREF_NET
+
 # What only the gateway may say of a caller, and what an application may send by mistake.
 STRIPPED_PREFIXES = ("x-client-", "x-forwarded-", "x-ssl-", "x-moat-")
 STRIPPED = ("forwarded", "x-real-ip", "authorization", "proxy-authorization", "cookie")
@@ -104,6 +111,8 @@ def needs(clients: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 def config(clients: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
     """The whole haproxy.cfg of complete clients."""
     blocks = [_global(len(clients), settings), _defaults(settings)]
+    if settings["resolvers"]:
+        blocks.append(_resolvers(settings["resolvers"]))
     for client in clients:
         blocks.append(_frontend(client, settings))
         blocks += [_backend(client, model, settings) for model in client["models"]]
@@ -128,6 +137,18 @@ def _global(clients: int, settings: Mapping[str, Any]) -> list[str]:
         "    # a request is replayed on another host only when it fits in one buffer",
         f"    tune.bufsize {settings['replay_size']}",
         "    ssl-default-server-options ssl-min-ver TLSv1.3",
+        # from 3.3 on it would otherwise ask for no IPv6 address where the host has no default route
+        *([".if version_atleast(3.2)", "    dns-accept-family ipv4,ipv6", ".endif"] if settings["resolvers"] else []),
+    ]
+
+
+def _resolvers(addresses: Sequence[str]) -> list[str]:
+    return [
+        f"resolvers {DNS}",
+        *(f"    nameserver resolver{index} {_endpoint(address, 53)}" for index, address in enumerate(addresses)),
+        f"    timeout resolve {DNS_INTERVAL}s",
+        "    timeout retry 1s",
+        *(f"    hold {status} {DNS_HOLD}" for status in ("timeout", "refused", "nx", "other")),
     ]
 
 
@@ -233,17 +254,31 @@ def _backend(client: Mapping[str, Any], model: Mapping[str, Any], settings: Mapp
     # with SNI, HAProxy tries no other host after a certificate with a wrong name (src/backend.c, back_handle_st_cer)
     lines += [".if version_atleast(3.3)", "    default-server no-sni-auto no-check-sni-auto", ".endif"]
     for backend in model["backends"]:
-        for position, address in enumerate(backend["addresses"]):
-            name = backend["name"] if position == 0 else f"{backend['name']}:{position}"
-            verify = f"verifyhost {backend['server_name']}"
-            if position == 0:
-                health = (
-                    f"tcp-ut 15s inter {interval}s fastinter 500ms fall 2 rise 1 error-limit 2 on-error sudden-death"
-                )
-            else:
-                health = f"tcp-ut 15s inter {interval * 5}s fall 1 rise 1 error-limit 1 on-error mark-down backup"
-            lines.append(f"    server {name} {_endpoint(address, backend['port'])} {verify} {health}")
+        lines += [f"    server {server}" for server in _servers(backend, interval, bool(settings["resolvers"]))]
     return lines
+
+
+def _servers(backend: Mapping[str, Any], interval: int, named: bool) -> Iterator[str]:
+    """The servers of one host, the preferred one first; the others are for when no host's first one answers.
+
+    By name, the planned addresses are the others: a name that leads elsewhere takes no host out of service.
+    """
+    name, addresses, port = backend["name"], backend["addresses"], backend["port"]
+    verify = f"verifyhost {backend['server_name']}"
+    first = f"tcp-ut 15s inter {interval}s fastinter 500ms fall 2 rise 1 error-limit 2 on-error sudden-death"
+    other = f"tcp-ut 15s inter {interval * 5}s fall 1 rise 1 error-limit 1 on-error mark-down backup"
+    if named:
+        networks = ",".join(str(ipaddress.ip_network(address)) for address in addresses[:PREFERRED_NETWORKS])
+        lookup = (
+            f"resolvers {DNS} init-addr {addresses[0]} resolve-prefer {'ipv6' if ':' in addresses[0] else 'ipv4'}"
+            f" resolve-net {networks}"
+        )
+        yield f"{name} {backend['server_name']}:{port} {verify} {lookup} {first}"
+    else:
+        yield f"{name} {_endpoint(addresses[0], port)} {verify} {first}"
+    for position, address in enumerate(addresses):
+        if position or named:
+            yield f"{name}:{position} {_endpoint(address, port)} {verify} {other}"
 
 
 def _endpoint(address: str, port: int) -> str:
@@ -288,6 +323,9 @@ def _setting_faults(settings: Mapping[str, Any]) -> Iterator[str]:
     for address in settings["loopback"]:
         if not _is_address(address) or not ipaddress.ip_address(address).is_loopback:
             yield f"connector_loopback: {address!r} is no loopback address; write 127.0.0.1, ::1 or both"
+    for address in settings["resolvers"]:
+        if not _is_address(address):
+            yield f"connector_resolvers: {address!r} is no IP address; write those of the DNS servers"
 
 
 def _client_faults(where: str, client: Mapping[str, Any]) -> Iterator[str]:
@@ -323,7 +361,7 @@ def _model_faults(where: str, model: Mapping[str, Any]) -> Iterator[str]:
         here = f"{where}.backends[{index}]"
         if not HOST.fullmatch(backend["name"]):
             yield f"{here}.name: {backend['name']!r} is no host name"
-        if not HOST.fullmatch(backend["server_name"]):
+        if not HOST.fullmatch(backend["server_name"]) or backend["server_name"].startswith("_"):
             yield f"{here}.server_name: {backend['server_name']!r} is no DNS name"
         if not 1 <= backend["port"] <= 65535:
             yield f"{here}.port: {backend['port']} is no port; write 1 to 65535"

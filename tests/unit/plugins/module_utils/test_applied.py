@@ -176,6 +176,11 @@ def test_routes_and_resolvers_are_part_of_how_a_host_gets_out() -> None:
     assert set(applied.part_of(made, "egress_client")) == {"egress_client", "routes", "resolvers"}
 
 
+def test_other_resolvers_are_a_change_of_the_connector() -> None:
+    made = {**plan("connector"), "routes": {"via": []}, "resolvers": ["10.0.0.1"]}
+    assert set(applied.part_of(made, "connector")) == {"connector", "resolvers"}
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 2, "roles": {"x": {}}}', "{"])
 def test_what_is_no_record_is_refused_with_the_remedy(text: str) -> None:
     with pytest.raises(ValueError, match="remove it"):

@@ -34,6 +34,7 @@ BATCH = {
 }
 SETTINGS = {
     "loopback": ["127.0.0.1", "::1"],
+    "resolvers": [],
     "connect_timeout": 2,
     "response_timeout": 1800,
     "health_interval": 2,
@@ -142,6 +143,44 @@ def test_every_server_is_verified_by_name_and_checked() -> None:
     assert "http-check send meth GET uri /xray-7b/ready ver HTTP/1.1 hdr Host connector" in lines
 
 
+def test_a_name_is_dialled_with_the_planned_addresses_behind_it() -> None:
+    made = configuration(PORTAL, resolvers=["10.140.0.53", "fd00:140::53"])
+    assert [line for line in made["resolvers moat"] if line.startswith("nameserver")] == [
+        "nameserver resolver0 10.140.0.53:53",
+        "nameserver resolver1 [fd00:140::53]:53",
+    ]
+    servers = [line.split() for line in made["backend portal.xray-7b"] if line.startswith("server ")]
+    assert [(words[1], words[2], "backup" in words, "resolvers" in words) for words in servers] == [
+        ("gpu1", "gpu1.gateway.inference.internal:8443", False, True),
+        ("gpu1:0", "100.120.0.11:8443", True, False),
+        ("gpu1:1", "[fd00:200::b]:8443", True, False),
+        ("gpu2", "gpu2.gateway.inference.internal:8443", False, True),
+        ("gpu2:0", "100.120.0.12:8443", True, False),
+    ]
+    assert all(f"verifyhost {words[1][:4]}.gateway.inference.internal" in " ".join(words) for words in servers)
+    first = " ".join(servers[0])
+    assert "init-addr 100.120.0.11 resolve-prefer ipv4 resolve-net 100.120.0.11/32,fd00:200::b/128 " in first
+
+
+def test_a_host_without_ipv4_is_looked_up_by_ipv6() -> None:
+    only = changed("models.0.backends.0.addresses", ["fd00:200::b"])
+    lines = configuration(*only, resolvers=["fd00:140::53"])["backend portal.xray-7b"]
+    assert any("init-addr fd00:200::b resolve-prefer ipv6 resolve-net fd00:200::b/128 " in line for line in lines)
+
+
+def test_no_failure_of_the_dns_takes_a_server_down() -> None:
+    lines = configuration(PORTAL, resolvers=["10.140.0.53"])["resolvers moat"]
+    held = {words[1]: words[2] for words in map(str.split, lines) if words and words[0] == "hold"}
+    assert held == dict.fromkeys(("timeout", "refused", "nx", "other"), "24d")
+    assert not any("libc" in line or "init-addr none" in line for line in lines)
+
+
+def test_without_resolvers_nothing_is_looked_up() -> None:
+    text = connector.plan([PORTAL, BATCH], SETTINGS)["config"]
+    for word in ("resolvers", "resolve-", "init-addr", "dns-accept-family", "gateway.inference.internal:8443"):
+        assert word not in text
+
+
 def test_replay_can_be_turned_off() -> None:
     on, off = (
         configuration(PORTAL)["backend portal.xray-7b"],
@@ -231,6 +270,7 @@ def test_the_clients_of_the_plan_have_no_fault() -> None:
         ("models.0.backends.0.addresses", ["gpu1.example.org"], ".backends[0].addresses"),
         ("models.0.backends.0.addresses", ["fe80::1%eth0"], ".backends[0].addresses"),
         ("models.0.backends.0.server_name", "a verify none", ".backends[0].server_name"),
+        ("models.0.backends.0.server_name", "_gateway.inference.internal", ".backends[0].server_name"),
     ],
 )
 def test_a_fault_names_its_key(path: str, value: Any, key: str) -> None:
@@ -241,7 +281,15 @@ def test_a_fault_names_its_key(path: str, value: Any, key: str) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("threads", 0), ("replay_size", 1000), ("loopback", []), ("loopback", ["0.0.0.0"]), ("loopback", ["localhost"])],
+    [
+        ("threads", 0),
+        ("replay_size", 1000),
+        ("loopback", []),
+        ("loopback", ["0.0.0.0"]),
+        ("loopback", ["localhost"]),
+        ("resolvers", ["dns1.example.org"]),
+        ("resolvers", ["10.140.0.53:53"]),
+    ],
 )
 def test_a_setting_that_cannot_work_is_refused(key: str, value: Any) -> None:
     found = connector.faults([PORTAL], {**SETTINGS, key: value})

@@ -219,6 +219,18 @@ def test_a_proxy_without_a_default_route_has_routes_to_where_it_may_go() -> None
     assert {"203.0.113.0/24", "2001:db8:9::/48"} <= {route["to"] for route in found.host("egress1")["routes"]["via"]}
 
 
+def test_a_connector_finds_each_gateway_by_name(plan: Plan) -> None:
+    records = {item["name"]: item["addresses"] for item in plan.host("dns1")["private_dns"]["records"]}
+    found = 0
+    for host in ("app1", "app3"):
+        made = plan.host(host)
+        assert made["resolvers"]
+        for backend in (b for client in made["connector"] for model in client["models"] for b in model["backends"]):
+            assert records[backend["server_name"]] == backend["addresses"]
+            found += 1
+    assert found
+
+
 def test_names(plan: Plan) -> None:
     dns = plan.host("dns1")["private_dns"]
     records = {record["name"]: record for record in dns["records"]}
