@@ -5,7 +5,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: egress_client
 short_description: Have a host's programs use the proxy and the resolvers that are given
-version_added: 0.1.0
+version_added: 0.3.0
 description:
   - Sets the proxy for apt, dnf, pip, podman, Docker, an environment file and named units. Values go into files that are there without touching
     anything else in them; a file that cannot be read is refused, and nothing is touched.

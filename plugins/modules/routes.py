@@ -5,7 +5,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: routes
 short_description: Have no default route, and exactly the routes that are planned
-version_added: 0.1.0
+version_added: 0.3.0
 description:
   - Three rules of policy routing hold whatever DHCP, ifupdown or a router advertisement adds to the main table later. Looked up are the main
     table, but for its default routes; table 188, which has the planned routes; and then nothing, so every other destination is unreachable.
