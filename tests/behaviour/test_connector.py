@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,3 +202,93 @@ def test_a_reload_ends_no_stream(at: At, local: Local) -> None:
         f" rm /run/moat-test-stream; {local.curl(f'{local.base}/models')} | tail -n 1"
     )
     assert result.stdout.split() == ["reload", "0", "0", "200", "1", "0", "200"], result.stdout
+
+
+@pytest.fixture
+def resolvers(plan: Any) -> list[str]:
+    """The hosts that serve the names that connectors look up."""
+    found = [name for name in plan.hosts if "private_dns" in plan.host(name)]
+    if not found:
+        pytest.skip("the intent declares no dns, so nothing is looked up")
+    return found
+
+
+def looked_up(at: At, local: Local) -> tuple[int, dict[str, tuple[str, str]]]:
+    """Valid answers so far, and name and address that each server of the client's first model has."""
+    script = (
+        "for word in 'resolvers moat' 'servers state'; do echo show $word | nc -NU /run/moat-connector/admin.sock; done"
+    )
+    lines = [line.split() for line in at(local.host).run(script).stdout.splitlines()]
+    valid = sum(int(words[1]) for words in lines if words[:1] == ["valid:"])
+    backend = f"{local.client['name']}.{local.model}"
+    return valid, {words[3]: (words[17], words[4]) for words in lines if len(words) > 17 and words[1] == backend}
+
+
+def restart(at: At, local: Local, verb: str = "reload") -> str:
+    """Reload or restart the connector, then what a request gets."""
+    return str(
+        at(local.host).run(f"systemctl {verb} moat-connector; {local.curl(f'{local.base}/models')} | tail -n 1").stdout
+    ).strip()
+
+
+@contextmanager
+def changed(at: At, hosts: list[str], change: str, back: str) -> Iterator[None]:
+    """Something else on the hosts, for as long as it is looked at."""
+    try:
+        for host in hosts:
+            at(host).check_output(change)
+        yield
+    finally:
+        for host in hosts:
+            at(host).check_output(back)
+
+
+def test_a_gateway_is_found_by_its_name(at: At, local: Local, resolvers: list[str]) -> None:
+    assert restart(at, local) == "0 200"
+    time.sleep(1)
+    valid, servers = looked_up(at, local)
+    assert valid > 0
+    for backend in local.client["models"][0]["backends"]:
+        assert servers[backend["name"]] == (backend["server_name"], backend["addresses"][0])
+
+
+def test_no_request_waits_for_a_dead_resolver(at: At, local: Local, resolvers: list[str]) -> None:
+    service = "moat-private-dns"
+    with changed(at, resolvers, f"systemctl stop {service}", f"systemctl start {service}"):
+        assert restart(at, local, "restart") == "0 200"
+        assert restart(at, local) == "0 200"
+        assert looked_up(at, local)[0] == 0  # it is dead indeed
+    assert restart(at, local) == "0 200"
+
+
+def test_a_name_that_leads_elsewhere_takes_no_host_out(at: At, plan: Any, resolvers: list[str]) -> None:
+    """The name of a model's only gateway leads to another gateway."""
+    local, backend, elsewhere = next(
+        (item, backends[0], other)
+        for item in locals_of(plan)
+        for backends in [item.client["models"][0]["backends"]]
+        for other in [next(iter(others(plan, backends[0]["name"])), "")]
+        if len(backends) == 1 and other
+    )
+    config, name = "/etc/moat/private-dns/unbound.conf", backend["server_name"]
+    lie = f"cp -p {config} {config}.test && sed -i 's/\\({name}\\. .* A \\)[0-9.]*/\\1{elsewhere}/' {config}"
+    again = "systemctl restart moat-private-dns"
+    try:
+        with changed(at, resolvers, f"{lie} && {again}", f"mv {config}.test {config} && {again}"):
+            assert restart(at, local) == "0 200"
+            time.sleep(6)  # until its checks have found out
+            assert looked_up(at, local)[1][backend["name"]] == (name, elsewhere)  # it did follow the name
+            path = f"{local.base}/models"
+            [answer] = ask(at, local.host, [local.curl(path)])
+            assert answer[1:] == ("0", "200"), answer
+            lines = at(local.host).run("sleep 0.3; journalctl -u moat-connector -o cat -n 20 | grep '^{'").stdout
+            assert json.loads(lines.splitlines()[-1])["host"].startswith(f"{backend['name']}:")
+    finally:
+        restart(at, local)
+
+
+def others(plan: Any, gateway: str) -> Iterator[str]:
+    """IPv4 addresses of the other gateways."""
+    for name in sorted(plan.hosts):
+        if name != gateway and "gateway" in plan.host(name):
+            yield next(address for address in plan.host(name)["gateway"]["addresses"] if ":" not in address)
