@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import testinfra
 
+from tests.lab import internet as lab_internet
 from tests.lab import site
+from tests.lab.table import load
 
 LAB = Path(__file__).parents[2] / "inventories" / "lab"
 
@@ -51,3 +53,36 @@ def reachable(inventory: str) -> None:
     """The lab's router knows the way to the link addresses, so that it is their host that refuses."""
     if Path(inventory).resolve() == LAB:
         site.teach_router()
+
+
+@pytest.fixture(scope="session")
+def internet(inventory: str) -> lab_internet.Internet:
+    """What the lab's internet serves, which other inventories have not."""
+    found = lab_internet.internet() if Path(inventory).resolve() == LAB else None
+    if found is None:
+        raise LookupError("the inventory has no stand-in for the internet, so a refusal would prove nothing")
+    return found
+
+
+@pytest.fixture(scope="session")
+def model_user(plan: Any, at: Callable[[str], Any]) -> str:
+    """The user that models run as."""
+    host, models = next(
+        (name, item["model_server"])
+        for name in sorted(plan.hosts)
+        for item in [plan.host(name)]
+        if "model_server" in item
+    )
+    return str(at(host).check_output(f"systemctl show -p User --value moat-model@{models[0]['name']}.service")).strip()
+
+
+@pytest.fixture(scope="session")
+def stranger(plan: Any) -> str:
+    """A host that nobody manages, in the segment of the models: what it reaches, they would without the perimeter."""
+    hosts = load().hosts
+    segment = next(
+        hosts[name].interfaces[0].network for name in sorted(plan.hosts) if "model_server" in plan.host(name)
+    )
+    return next(
+        host.name for host in hosts.values() if host.probe and not host.router and host.interfaces[0].network == segment
+    )

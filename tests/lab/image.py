@@ -23,7 +23,7 @@ NEIGHBOURS = [
     "ufw",
     "firewalld",
 ]
-# The ways out, and what tries to go around them; nginx, iodined and a second unbound are for the stand-in for the internet.
+# The ways out, and what tries to go around them; nginx, iodined, chrony and a second unbound are for the stand-in for the internet.
 WAYS_OUT = [
     "squid-openssl",
     "unbound",
@@ -33,6 +33,7 @@ WAYS_OUT = [
     "nginx-light",
     "apt-utils",
     "gpg",
+    "chrony",
 ]
 PACKAGES = [
     "systemd",
@@ -99,6 +100,7 @@ DISABLED = [
     "unbound-resolvconf.service",
     "systemd-resolved.service",
     "nginx.service",
+    "chrony.service",
     "fail2ban.service",
     "firewalld.service",
     "ufw.service",

@@ -198,6 +198,9 @@ def up(*, with_engine: bool = True) -> None:
         silent = [host for host, answer in answers.items() if not answer]
         if silent:
             raise LabError(f"no answer over SSH from {', '.join(silent)}; `make lab-status` shows more")
+    from tests.lab import internet  # it uses what is above
+
+    internet.plant()
     say(f"{len(specs)} hosts, {len(created)} created" if created else f"{len(specs)} hosts, all there already")
 
 

@@ -52,6 +52,7 @@ class Host:
     probe: bool = False
     engine: bool = False
     authority: bool = False
+    internet: bool = False
     models: tuple[str, ...] = ()
 
 
@@ -106,6 +107,7 @@ def _host(name: str, variables: dict[str, Any], networks: dict[str, Network], ro
         probe=bool(variables.get("moat_probe")),
         engine=bool(variables.get("moat_lab_engine")),
         authority=bool(variables.get("moat_lab_authority")),
+        internet=bool(variables.get("moat_lab_internet")),
         models=tuple(variables.get("moat_lab_models", ())),
     )
 
@@ -122,3 +124,11 @@ def load() -> Table:
         raise LabError(f"{INVENTORY}/hosts.yml: no host has moat_lab_router: true")
     hosts = {name: _host(name, variables, networks, router) for name, variables in raw.items()}
     return Table(networks, hosts)
+
+
+def intent() -> dict[str, Any]:
+    """What the operator of the lab wrote, as it is."""
+    import yaml
+
+    text = (INVENTORY / "group_vars" / "all.yml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text)["moat_perimeter"])
