@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.behaviour.asking import At, python
-from tests.lab.internet import ECHO_TCP, ECHO_UDP, FORBIDDEN, TUNNEL, TUNNEL_SECRET, Internet
+from tests.lab.internet import ECHO_TCP, ECHO_UDP, FORBIDDEN, LEADS, TUNNEL, TUNNEL_SECRET, Internet
 from tests.lab.shell import capture, privileged
 
 Way = tuple[str, str, int]
@@ -240,6 +240,25 @@ def test_names_of_the_internet_are_refused_and_logged(at: At, host: str, user: s
             assert len(re.findall(rf" {re.escape(own_address)} {re.escape(name)}\. {kind} IN REFUSED ", log)) == 2
     # the control: these names exist for a host whose names are forwarded
     assert statuses(forwarded(plan), "", names[1:]) == ["NOERROR"] * 2 * (1 + len(names[1:]) * len(kinds))
+
+
+def test_forwarded_names_lead_to_no_address_inside(at: At, plan: Any, internet: Internet) -> None:
+    """Who gets names of the internet resolved gets no address of the site from there (DNS rebinding)."""
+    asker, parent = forwarded(plan), internet.wildcards[0]
+    dig = f"dig +tries=1 +time=2 +short @{plan.host(asker)['resolvers'][0]}"
+    # a translated address leads inside only where a translator does, and where one is, all of the internet has such addresses
+    labels = [label for label in LEADS if label != "translated"]
+    script = "; ".join(f"echo {label} $({dig} {label}.{parent} A {label}.{parent} AAAA)" for label in labels)
+    said = {line.split()[0]: set(line.split()[1:]) for line in at(asker).check_output(script).splitlines()}
+    known = internet.leads()
+    outside = {label: set(known[f"{label}.{parent}"]) & set(internet.web) for label in labels}
+    assert outside["edge"] == set(internet.web)
+    # a name of both kinds may keep its outer address, or lose all
+    mixed = {label for label in labels if outside[label] and outside[label] != set(known[f"{label}.{parent}"])}
+    assert {label: said[label] for label in labels if label not in mixed} == {
+        label: outside[label] for label in labels if label not in mixed
+    }
+    assert mixed and all(said[label] <= outside[label] for label in mixed)
 
 
 def tunnel(server: str) -> str:
