@@ -10,14 +10,16 @@ from typing import Any
 
 CONFIGURATION = "/etc/moat/private-dns/unbound.conf"
 NAME = re.compile(r"([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?\.)+[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-# an answer of a forwarder with one of these would lead an outside name into the site (DNS rebinding)
+# an answer of a forwarder with one of these would lead an outside name into the site, or to the client itself (DNS rebinding)
 PRIVATE = (
+    "0.0.0.0/8",
     "10.0.0.0/8",
     "100.64.0.0/10",
     "127.0.0.0/8",
     "169.254.0.0/16",
     "172.16.0.0/12",
     "192.168.0.0/16",
+    "::/128",
     "::1/128",
     "::ffff:0:0/96",
     "fc00::/7",
