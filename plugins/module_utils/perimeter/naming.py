@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from ansible_collections.moat.inference.plugins.module_utils.perimeter import flows, names
@@ -50,10 +51,14 @@ class Naming:
             yield flows.rule(f"{rule_id}-{protocol}", chain, protocol, [names.DNS_PORT], peers, title)
 
     def resolvers(self, host: Host) -> list[str]:
-        """Addresses of the servers in the order of failover: a server asks itself first."""
+        """Addresses of the servers in the order of failover: a server asks itself first.
+
+        Every server's first address comes before any second one, for programs use three and wait for each.
+        """
         families, hosts = host.families, self.planner.hosts
         ordered = sorted(self.servers, key=lambda name: (name != host.name, name))
-        return [address.text for name in ordered for address in hosts[name].addresses if address.family in families]
+        each = [[address.text for address in hosts[name].addresses if address.family in families] for name in ordered]
+        return [text for row in zip_longest(*each) for text in row if text]
 
     def server(self, host: Host) -> Data:
         hosts = self.planner.hosts

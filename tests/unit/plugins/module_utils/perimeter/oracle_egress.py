@@ -208,7 +208,12 @@ def check_names(oracle: Oracle, host: str, planned: dict[str, Any]) -> None:
     assert ("resolvers" in planned) == bool(oracle.servers)
     if oracle.servers:
         order = sorted(oracle.servers, key=lambda name: (name != host, name))
-        assert planned["resolvers"] == [str(item) for name in order for item in oracle.shared(host, name)]
+        assert planned["resolvers"] == [
+            str(item)
+            for place in (0, 1)
+            for name in order
+            for item in list(oracle.shared(host, name))[place : place + 1]
+        ]
     assert ("private_dns" in planned) == ("private_dns" in planned["roles"]) == (host in oracle.servers)
     if "private_dns" not in planned:
         return

@@ -161,7 +161,7 @@ def test_what_a_client_is_told(plan: Plan) -> None:
         client["no_proxy"]
     )
     assert plan.host("app2")["egress_client"]["proxies"] == []
-    assert plan.host("gpu1")["resolvers"] == ["10.140.0.53", "fd00:140::53", "10.140.0.54", "fd00:140::54"]
+    assert plan.host("gpu1")["resolvers"] == ["10.140.0.53", "10.140.0.54", "fd00:140::53", "fd00:140::54"]
     assert plan.host("dns2")["resolvers"][0] == "10.140.0.54"
     swapped = compiled(out({f"{P}.egress.1.from": "egress2"}))
     assert swapped.host("egress2")["egress_client"]["proxies"][0] == "http://10.130.0.11:3128"
