@@ -134,6 +134,8 @@ def environment_text(url: str, no_proxy: Sequence[str]) -> str:
 def apt_text(url: str, no_proxy: Sequence[str]) -> str:
     """apt(8) has exceptions for single hosts only."""
     lines = [f"// {MANAGED}", f'Acquire::http::Proxy "{url}";', f'Acquire::https::Proxy "{url}";']
+    # it would ask for SRV records of the proxy's name before each connection, and wait where a resolver is dead
+    lines.append('Acquire::EnableSrvRecords "false";')
     hosts = [item for item in no_proxy if re.fullmatch(r"[A-Za-z0-9.-]+", item)]
     lines += [f'Acquire::{scheme}::Proxy::{host} "DIRECT";' for host in hosts for scheme in ("http", "https")]
     return "\n".join(lines) + "\n"

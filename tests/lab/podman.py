@@ -76,7 +76,7 @@ def podman(*arguments: str) -> list[str]:
     return privileged(["env", f"CONTAINERS_CONF={CONF}", "podman", *arguments])
 
 
-def _tar(files: tuple[File, ...]) -> bytes:
+def tar_of(files: tuple[File, ...]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for file in files:
@@ -136,7 +136,7 @@ class Podman:
 
     def put(self, name: str, files: tuple[File, ...]) -> None:
         if files:
-            capture(podman("cp", "-", f"{PREFIX}{name}:/"), data=_tar(files))
+            capture(podman("cp", "-", f"{PREFIX}{name}:/"), data=tar_of(files))
 
     def start(self, name: str) -> None:
         """Its interfaces come up by its own boot only: nothing that was there before leaves it, see INIT_SCRIPT."""

@@ -80,6 +80,7 @@ def test_apt_is_told_names_only():
     assert 'Acquire::http::Proxy "http://10.0.0.1:3128";' in text
     assert 'Acquire::https::Proxy::inference.internal "DIRECT";' in text
     assert "127.0.0.0/8" not in text and "::1 " not in text
+    assert 'Acquire::EnableSrvRecords "false";' in text
 
 
 def test_every_target_has_its_place():
