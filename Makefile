@@ -4,7 +4,7 @@ SHELL := /bin/sh
 export PYTHON
 LAB := python3 -m tests.lab
 .DEFAULT_GOAL := help
-.PHONY: help demo test versions setup lab-up lab-status lab-shell lab-down converge verify plan molecule bench bench-policy bench-firewall proof-safety proof-boot build clean
+.PHONY: help demo test versions setup lab-up lab-status lab-shell lab-down converge verify plan molecule bench bench-policy bench-firewall bench-egress proof-safety proof-boot build clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -59,6 +59,9 @@ proof-boot: ## boot a virtual machine in every way that may open it: make proof-
 
 bench-firewall: ## what 100,000 entries of an allowlist cost: seconds to apply, connections per second
 	@$(LAB) bench-firewall
+
+bench-egress: ## what a flood of refused requests from one host costs another
+	@$(LAB) bench-egress
 
 build: ## make the collection's tarball in .lab/dist
 	@$(LAB) build

@@ -31,6 +31,7 @@ HELP = {
     "proof-safety": "prove that nothing opens and nobody is locked out, while all changes",
     "proof-boot": "boot a virtual machine in every way that may open it",
     "bench-firewall": "time the packet filter with short and long allowlists",
+    "bench-egress": "what a flood of refused requests from one host costs another",
     "molecule": "the molecule scenario, or the molecule command given",
     "test": "every check of the repository",
     "versions": "sanity and units under each ansible-core that is promised",
@@ -68,6 +69,10 @@ def verbs(rest: list[str]) -> dict[str, Callable[[], object]]:
         collection.install()
         collection.module("tests.lab.bench_firewall", *rest)
 
+    def bench_egress() -> None:
+        collection.install()
+        collection.module("tests.lab.bench_egress", *rest)
+
     def molecule() -> None:
         collection.install()
         collection.run("molecule", *(rest or ["test"]))
@@ -93,6 +98,7 @@ def verbs(rest: list[str]) -> dict[str, Callable[[], object]]:
         "proof-safety": proof,
         "proof-boot": proof_boot,
         "bench-firewall": bench_firewall,
+        "bench-egress": bench_egress,
         "molecule": molecule,
         "test": lambda: collection.module("tests.checks", *rest),
         "versions": lambda: collection.module("tests.checks.versions", *rest),

@@ -20,7 +20,8 @@ from tests.lab.podman import Podman, hardware_address, podman, tar_of
 from tests.lab.shell import CACHE, LAB, ROOT, LabError, capture, lock, remove_tree, succeeds
 from tests.lab.site import Answer
 
-PREFIX = "moat-stand-"
+# so that what a killed program left goes with the lab as well
+PREFIX = "moat-lab-stand-"
 WAYS, ASKER, OTHER, OUTSIDE = ("way1", "way2"), "asker", "other", "outside"
 SITE = {"way1": 11, "way2": 12, "asker": 21, "other": 22}
 BEYOND = {"way1": 11, "way2": 12, "outside": 80}
@@ -169,6 +170,8 @@ class Stand:
                 networks += ["--network", f"{PREFIX}{network}:{place}"]
         options = ["--privileged", "--systemd=always", "--no-hosts", "--dns=none", "--stop-timeout=10"]
         options += [f"--name={PREFIX}{host}", f"--hostname={host}"]
+        # elsewhere it would have processors of its own, and a flood that it makes would take none of the others'
+        options += ["--cpu-shares=64"] if host == OTHER else []
         capture(podman("create", *options, *networks, built))
         files = [File("/root/.ssh/authorized_keys", self._key.with_suffix(".pub").read_bytes(), 0o600)]
         if host == OUTSIDE:
