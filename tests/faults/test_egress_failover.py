@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.lab.stand import ASKER, NAME, WAYS, Stand, addresses
+from tests.lab.stand import ASKER, NAME, OTHER, PORT, WAYS, Stand, addresses
 
 FIRST, SECOND = WAYS
 STOP = "/run/moat-test-stop"
@@ -228,6 +228,33 @@ def test_the_second_serves_while_the_first_does_not(fault: str, stand: Stand, ha
     failed = [line for line in lines if (line[0], line[1]) not in {("curl", "200"), ("name", "0")}]
     assert [line for line in failed if float(line[2]) > gone + 0.5 or float(line[3]) < gone] == []
     assert len(failed) <= 1
+
+
+# Opens more connections in a moment than a host may; prints how many were.
+HASTE = f"""
+import socket
+opened = 0
+for _number in range(700):
+    with socket.socket() as plug:
+        plug.settimeout(0.02)
+        opened += plug.connect_ex(("{addresses(FIRST)[0]}", {PORT})) == 0
+print(opened)
+"""
+
+
+def test_too_many_connections_are_refused_to_their_own_host_alone(stand: Stand) -> None:
+    counter = "nft list chain inet moat rate | grep -o 'packets [0-9]*' | cut -d ' ' -f 2"
+    before = int(said(stand, FIRST, counter))
+    opened = int(stand.on(OTHER, "python3 -", data=HASTE.encode()).out)
+    asked = f"curl -s -o /dev/null -w '%{{http_code}}' -m 0.7 -x http://{addresses(FIRST)[0]}:{PORT} http://{NAME}/"
+    answer = stand.on(ASKER, asked).out
+    # five hundred at once, and a hundred a second meanwhile
+    assert 500 <= opened < 700
+    assert int(said(stand, FIRST, counter)) - before >= 700 - opened
+    assert answer == "200"
+    # the host that was too hasty waits, and is admitted a second later
+    time.sleep(1.5)
+    assert stand.on(OTHER, asked).out == "200"
 
 
 def test_systemd_resolved_is_handed_back_without_a_gap(stand: Stand, handed_over: HandOver) -> None:
