@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.lab import engine, fence, image, setup, table, weights
 from tests.lab.backend import File, Spec
-from tests.lab.podman import INIT, INIT_SCRIPT, Podman
+from tests.lab.podman import INIT, INIT_SCRIPT, Podman, remove_stand
 from tests.lab.shell import CACHE, LAB, LabError, Step, capture, lock, remove_tree, say, succeeds, write
 
 SSH, STATE = LAB / "ssh", LAB / "state"
@@ -231,6 +231,7 @@ def clean(*, caches: bool) -> None:
     """Remove every trace; the caches only when asked."""
     down()
     if not setup.missing_packages():
+        remove_stand()
         Podman().remove_images()
     if caches:
         remove_tree(CACHE)

@@ -17,6 +17,8 @@ from tests.lab.shell import LAB, LabError, capture, privileged, say, succeeds, w
 from tests.lab.table import Network
 
 PREFIX = "moat-lab-"
+# hosts that a test makes for itself: none of the lab's table, which would be removed by the next `up`
+STAND_PREFIX = "moat-stand-"
 LABEL = "moat.lab.digest"
 INOTIFY = {"fs/inotify/max_user_instances": 1024, "fs/inotify/max_user_watches": 65536}
 CONF = LAB / "containers.conf"
@@ -74,6 +76,16 @@ def podman(*arguments: str) -> list[str]:
     if not CONF.is_file():
         write(CONF, containers_conf())
     return privileged(["env", f"CONTAINERS_CONF={CONF}", "podman", *arguments])
+
+
+def remove_stand() -> None:
+    """Remove the hosts that a test has made for itself, and their networks."""
+    named = ("--format", "{{.Name}}", "--filter", f"name=^{STAND_PREFIX}")
+    hosts = capture(podman("ps", "--all", "--format", "{{.Names}}", *named[2:])).split()
+    if hosts:
+        capture(podman("rm", "--force", "--ignore", "--time", "0", "--volumes", *hosts))
+    for network in capture(podman("network", "ls", *named)).split():
+        capture(podman("network", "rm", "--force", "--time", "0", network))
 
 
 def tar_of(files: tuple[File, ...]) -> bytes:

@@ -16,12 +16,11 @@ import yaml
 from tests.lab import image
 from tests.lab.backend import File
 from tests.lab.collection import plain, tool
-from tests.lab.podman import Podman, hardware_address, podman, tar_of
+from tests.lab.podman import STAND_PREFIX as PREFIX
+from tests.lab.podman import Podman, hardware_address, podman, remove_stand, tar_of
 from tests.lab.shell import CACHE, LAB, ROOT, LabError, capture, lock, remove_tree, succeeds
 from tests.lab.site import Answer
 
-# so that what a killed program left goes with the lab as well
-PREFIX = "moat-lab-stand-"
 WAYS, ASKER, OTHER, OUTSIDE = ("way1", "way2"), "asker", "other", "outside"
 SITE = {"way1": 11, "way2": 12, "asker": 21, "other": 22}
 BEYOND = {"way1": 11, "way2": 12, "outside": 80}
@@ -128,10 +127,7 @@ class Stand:
         self.remove()
 
     def remove(self) -> None:
-        for host in {**SITE, **BEYOND}:
-            capture(podman("rm", "--force", "--ignore", "--time", "0", "--volumes", PREFIX + host))
-        for network in NETWORKS:
-            capture(podman("network", "rm", "--force", "--time", "0", PREFIX + network), check=False)
+        remove_stand()
         remove_tree(self.folder)
 
     def _make(self) -> None:
