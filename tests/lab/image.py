@@ -33,6 +33,7 @@ WAYS_OUT = [
     "nginx-light",
     "apt-utils",
     "gpg",
+    "gpg-agent",
     "chrony",
 ]
 PACKAGES = [
