@@ -166,8 +166,6 @@ class Stand:
                 networks += ["--network", f"{PREFIX}{network}:{place}"]
         options = ["--privileged", "--systemd=always", "--no-hosts", "--dns=none", "--stop-timeout=10"]
         options += [f"--name={PREFIX}{host}", f"--hostname={host}"]
-        # elsewhere it would have processors of its own, and a flood that it makes would take none of the others'
-        options += ["--cpu-shares=64"] if host == OTHER else []
         capture(podman("create", *options, *networks, built))
         files = [File("/root/.ssh/authorized_keys", self._key.with_suffix(".pub").read_bytes(), 0o600)]
         if host == OUTSIDE:
