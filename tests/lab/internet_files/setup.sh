@@ -40,6 +40,7 @@ END
 chmod 755 "$folder"
 dpkg-deb --build --root-owner-group "$folder" "$www/debian/pool/${PACKAGE}_${VERSION}_all.deb" >/dev/null
 rm -rf "$folder"
+cp /opt/moat/debs/*.deb "$www/debian/pool/"
 cd "$www/debian"
 release=dists/$SUITE
 mkdir -p "$release/main/binary-amd64"
