@@ -211,7 +211,9 @@ def get_value(file: str, text: str, keys: Sequence[str]) -> Any:
 
 def set_value(file: str, text: str, keys: Sequence[str], value: Any) -> str:
     """The file with that value, or without it."""
-    after: str = merge.json_set(text, keys, value) if file.endswith(".json") else merge.ini_set(text, *keys, value)
+    after: str = (
+        merge.json_set(text, keys, value) if file.endswith(".json") else merge.ini_set(text, keys[0], keys[1], value)
+    )
     return after
 
 

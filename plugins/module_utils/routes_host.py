@@ -198,7 +198,8 @@ class Work:
             {"name": name, "on_change": "none", "restart_on": []} for name in (HOLD_UNIT, FOLLOW_UNIT)
         ]
         root = {"owner": "root", "group": "root", "sensitive": False, "validate": []}
-        directories = [{**root, "path": path, "mode": "0755"} for path in (os.path.dirname(DIRECTORY), DIRECTORY)]
+        places = (os.path.dirname(DIRECTORY), DIRECTORY)
+        directories = [{**root, "path": path, "mode": "0755"} for path in places]
         texts = {
             f"/etc/systemd/system/{HOLD_UNIT}": HOLD_UNIT_TEXT,
             f"/etc/systemd/system/{FOLLOW_UNIT}": FOLLOW_UNIT_TEXT,
@@ -208,7 +209,7 @@ class Work:
             f"{DIRECTORY}/ipv6": batch_text(self.target, 6),
             STATE: state_text(self.target.kept, self.own),
         }
-        current = {path: files.read_state(path) for path in [*texts, *(item["path"] for item in directories)]}
+        current = {path: files.read_state(path) for path in (*texts, *places)}
         if not self.held:
             plan = deploy.plan_paths([], [], list(texts), current)
             units = [{**unit, "enabled": False, "state": "stopped"} for unit in units]

@@ -146,9 +146,9 @@ def run(module: AnsibleModule, runner: Runner, bare: bool) -> dict[str, Any]:
             f"the route {route} is not of the plan: an operator came from there. Admit that address for administration"
             " (in an intent moat_perimeter.admin.from), so that the plan has it."
         )
-    for route in work.delta.foreign:
+    for foreign in work.delta.foreign:
         module.warn(
-            f"the route {route} is not of the plan; it belongs to a routing daemon or a container network and stays"
+            f"the route {foreign} is not of the plan; it belongs to a routing daemon or a container network and stays"
         )
     removed = [*work.delta.routes_removed, *work.delta.main_removed]
     report = {

@@ -82,8 +82,7 @@ class Egresses:
             yield flows.rule(f"out-parent-{port}", "output", "tcp", [port], parents, "parents of the proxy")
 
     def proxy(self, host: Host) -> Data:
-        proxy = self.intent.proxy
-        assert proxy is not None
+        proxy = self._proxy()
         to = destinations(proxy)
         return {
             "port": proxy.port,
@@ -111,8 +110,12 @@ class Egresses:
         }
 
     def _url(self, host: Host, name: str) -> str:
-        assert self.intent.proxy is not None
-        return f"http://{self.planner.authority_of(host, name)}:{self.intent.proxy.port}"
+        return f"http://{self.planner.authority_of(host, name)}:{self._proxy().port}"
+
+    def _proxy(self) -> Proxy:
+        if self.intent.proxy is None:
+            raise LookupError("the intent has no proxy")
+        return self.intent.proxy
 
     def _no_proxy(self, host: Host) -> list[str]:
         """What the proxy would refuse, or what the host reaches without it."""

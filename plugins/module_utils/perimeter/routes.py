@@ -35,6 +35,7 @@ def host_routes(intent: Intent, host: Host, rules: Iterable[Data]) -> Data:
     via = []
     for network in wanted(intent, host, rules):
         router = segment.router(network.family)
-        assert router is not None
+        if router is None:
+            raise LookupError(f"segment {segment.name} has no router of IPv{network.family}")
         via.append({"to": network.text, "via": router.text})
     return {"default": False, "via": via}

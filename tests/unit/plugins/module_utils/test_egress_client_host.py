@@ -121,16 +121,19 @@ def test_a_killed_run_is_finished_by_the_next(etc, monkeypatch):
     class Killed(BaseException):
         pass
 
-    for steps in range(1, 9):
+    def dying(steps):
         written = []
 
-        def write(path, state, written=written, steps=steps):
+        def write(path, state):
             if len(written) == steps:
                 raise Killed
             written.append(path)
             real(path, state)
 
-        monkeypatch.setattr(host.files, "write", write)
+        return write
+
+    for steps in range(1, 9):
+        monkeypatch.setattr(host.files, "write", dying(steps))
         try:
             work(OPTIONS).apply()
         except Killed:

@@ -133,5 +133,5 @@ def test_what_is_cut_out_is_gone_and_nothing_else_is(whole: list[str], holes: li
 
     left = [network.text for network in without(map(parse_network, whole), map(parse_network, holes))]
     assert addresses(left) == addresses(whole) - addresses(holes)
-    assert left == sorted(set(left), key=lambda text: ipaddress.IPv4Network(text))
+    assert left == sorted(set(left), key=ipaddress.IPv4Network)
     assert sum(ipaddress.IPv4Network(text).num_addresses for text in left) == len(addresses(left))
