@@ -75,10 +75,15 @@ RestartSec=1
 WantedBy=multi-user.target
 """
 FOLLOW_TEXT = f"""#!/bin/bash
-# Has the planned routes, and has them again when the kernel took them away with an interface or address. Made by moat.inference.
+# Has the planned routes, and has them again when the kernel took them away with an interface or address; takes the default route away that
+# the host's own network settings bring at boot, which has no effect. Made by moat.inference.
 have() {{
     for family in 4 6; do
         [ ! -s {DIRECTORY}/ipv$family ] || ip -$family -force -batch {DIRECTORY}/ipv$family
+        ip -$family rule show pref {routes.NOTHING} | grep -q . || continue
+        for protocol in boot static; do
+            while ip -$family route delete unicast default proto $protocol table main 2>/dev/null; do :; done
+        done
     done
 }}
 ip -o monitor link address | {{

@@ -41,6 +41,9 @@ class Witness:
         self.folder.chmod(0o755)
         self.programs: dict[str, subprocess.Popen[bytes]] = {}
         backend = Podman()
+        # where nobody from outside asks, the control has nobody to answer
+        asked = {i.network for host in outside if not host.router for i in host.interfaces}
+        self.asked = {backend.bridge(network) for network in asked}
         for network in tables.networks:
             bridge = backend.bridge(network)
             argv = ["tcpdump", "-i", bridge, "-n", "-U", "-s", "128", "-B", str(BUFFER)]
@@ -72,7 +75,8 @@ class Witness:
         for bridge, program in self.programs.items():
             program.wait(timeout=30)
             found += self._read(bridge, self.found)
-            control[bridge] = len(self._read(bridge, self.control))
+            if bridge in self.asked:
+                control[bridge] = len(self._read(bridge, self.control))
             dropped[bridge] = int(re.findall(r"(\d+) packets? dropped by kernel", self._log(bridge))[0])
         for file in self.folder.iterdir():
             file.unlink()
