@@ -18,7 +18,7 @@ from tests.lab import collection, lab
 from tests.lab.shell import LAB, ROOT, LabError, capture, say, write
 
 FOLDER = LAB / "proof"
-PARTS = ("moments", "lockout", "boot_closed", "policy_change")
+PARTS = ("moments", "lockout", "boot_closed", "policy_change", "egress_change")
 
 
 def watched(kills: int, services: int, hosts: int, plays: int) -> tuple[dict[str, Any], list[str]]:

