@@ -14,6 +14,7 @@ from ansible_collections.moat.inference.plugins.module_utils.egress_proxy_inputs
     faults,
     normalised,
 )
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.special import SPECIAL, UNICAST
 
 Network = Union[IPv4Network, IPv6Network]
 
@@ -30,28 +31,6 @@ CHECK = (
     '{ grep -E "FATAL|ERROR|Bungled" "$d/log" >&2; echo "Squid refuses squid.conf: $2" >&2; exit 1; }'
 )
 
-# what lies outside of these is no public address (IANA's special-purpose registries)
-PUBLIC_ROOTS = ("0.0.0.0/0", "2000::/3")
-SPECIAL = (
-    "0.0.0.0/8",
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "169.254.0.0/16",
-    "172.16.0.0/12",
-    "192.0.0.0/24",
-    "192.0.2.0/24",
-    "192.88.99.0/24",
-    "192.168.0.0/16",
-    "198.18.0.0/15",
-    "198.51.100.0/24",
-    "203.0.113.0/24",
-    "224.0.0.0/3",
-    "2001::/23",
-    "2001:db8::/32",
-    "2002::/16",
-    "3fff::/20",
-)
 MAPPED = ip_network("::ffff:0:0/96")
 
 METHODS = ("GET", "HEAD", "POST", "PUT")
@@ -111,7 +90,7 @@ def beyond(to: Sequence[str], refused: Sequence[str]) -> list[str]:
 
     None of them holds the IPv4-mapped addresses: Squid keeps IPv4 addresses as such, and would take all of them for refused.
     """
-    allowed: list[Network] = [ip_network(item) for item in to or PUBLIC_ROOTS]
+    allowed: list[Network] = [ip_network(item) for item in to or UNICAST]
     taken: list[Network] = [ip_network(item) for item in ([] if to else SPECIAL)] + [ip_network(i) for i in refused]
     found: list[str] = []
     for root in (ip_network("0.0.0.0/0"), ip_network("::/0")):
