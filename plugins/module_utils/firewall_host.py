@@ -11,6 +11,7 @@ from typing import Any
 
 from ansible_collections.moat.inference.plugins.module_utils import deploy, files
 from ansible_collections.moat.inference.plugins.module_utils import firewall_nft as nft
+from ansible_collections.moat.inference.plugins.module_utils.early_unit import SANDBOX
 from ansible_collections.moat.inference.plugins.module_utils.firewall_conflicts import OTHERS
 from ansible_collections.moat.inference.plugins.module_utils.firewall_flows import policy_json
 from ansible_collections.moat.inference.plugins.module_utils.firewall_policy import (
@@ -56,22 +57,7 @@ ExecReload=/bin/sh -c {load}
 # There is no ExecStop: the table stays when the unit is stopped.
 
 # Nothing that needs a mount namespace: so early at boot, one cannot always be made, and the host would stay without its table.
-CapabilityBoundingSet=CAP_NET_ADMIN
-AmbientCapabilities=
-NoNewPrivileges=yes
-RestrictAddressFamilies=AF_NETLINK
-IPAddressDeny=any
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-KeyringMode=private
-UMask=0077
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallErrorNumber=EPERM
-
+{sandbox}
 [Install]
 WantedBy=sysinit.target
 """
@@ -133,7 +119,7 @@ def unit_text(policy: Policy) -> str:
     """The unit, with the table that a host gets whose ruleset does not load."""
     load = quoted(LOAD.format(path=RULESET))
     minimal = f"{quoted(MINIMAL.format(table=nft.TABLE))} {quoted(nft.minimal(policy))}"
-    return UNIT_TEXT.format(table=nft.TABLE, minimal=minimal, load=load)
+    return UNIT_TEXT.format(table=nft.TABLE, minimal=minimal, load=load, sandbox=SANDBOX)
 
 
 def desired_files(policy: Policy, ruleset: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

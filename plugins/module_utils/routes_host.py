@@ -11,6 +11,7 @@ from typing import Any
 
 from ansible_collections.moat.inference.plugins.module_utils import deploy, files, routes
 from ansible_collections.moat.inference.plugins.module_utils import routes_commands as commands
+from ansible_collections.moat.inference.plugins.module_utils.early_unit import SANDBOX
 from ansible_collections.moat.inference.plugins.module_utils.firewall_policy import read_connection
 from ansible_collections.moat.inference.plugins.module_utils.pending import Pending, Staged, Terms
 from ansible_collections.moat.inference.plugins.module_utils.private_link_commands import tolerant
@@ -23,23 +24,6 @@ STATE = f"{DIRECTORY}/state.json"
 HOLD, FOLLOW = f"{DIRECTORY}/hold", f"{DIRECTORY}/follow"
 HOLD_UNIT, FOLLOW_UNIT = "moat-routes.service", "moat-routes-follow.service"
 UNIT_PROPERTIES = "ActiveState,UnitFileState,NeedDaemonReload,LoadState"
-SANDBOX = """
-CapabilityBoundingSet=CAP_NET_ADMIN
-AmbientCapabilities=
-NoNewPrivileges=yes
-RestrictAddressFamilies=AF_NETLINK
-IPAddressDeny=any
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-KeyringMode=private
-UMask=0077
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallErrorNumber=EPERM
-"""
 HOLD_UNIT_TEXT = f"""# Managed by moat.inference.
 [Unit]
 Description=No default route is in force (policy routing of the perimeter)
@@ -55,6 +39,7 @@ Type=oneshot
 RemainAfterExit=yes
 ExecStart=/bin/sh {HOLD}
 # There is no ExecStop: the rules stay when the unit is stopped.
+
 {SANDBOX}
 [Install]
 WantedBy=sysinit.target
@@ -70,6 +55,7 @@ StartLimitIntervalSec=0
 ExecStart=/bin/bash {FOLLOW}
 Restart=always
 RestartSec=1
+
 {SANDBOX}
 [Install]
 WantedBy=multi-user.target
