@@ -8,7 +8,6 @@ import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ from tests.faults import run
 from tests.lab import bench
 from tests.lab.site import on, plans
 
+pytestmark = pytest.mark.usefixtures("as_it_was")
 POLICY = "moat.inference.policy"
 HOST = "gpu1"
 # Others have it on their lists, this host does not.
@@ -61,16 +61,6 @@ for thread in [threading.Thread(target=ask, args=each) for each in asked]:
     thread.start()
 """
 Told = list[tuple[str, str, float, float]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_it_was() -> Iterator[None]:
-    """The lab has the intent of the repository before and after, and a record of it."""
-    ended = run.play()
-    assert ended.rc == 0, ended.out[-4000:]
-    yield
-    ended = run.play()
-    assert ended.rc == 0, ended.out[-4000:]
 
 
 def edited(*ports: int) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from tests.lab import bench
 from tests.lab.site import on
 
 LONG = os.environ.get("MOAT_PROOF") == "long"
+pytestmark = pytest.mark.usefixtures("as_it_was")
 POLICY = "moat.inference.policy"
 # What a host keeps of the roles besides the packet filter, as far as a glance tells; nothing when it has none of them.
 LEFT = """
@@ -57,16 +57,6 @@ while time.time() < end and not os.path.exists(stop):
         print("error", time.time(), error, flush=True)
     time.sleep(0.1)
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_it_was() -> Iterator[None]:
-    """The lab has the intent of the repository before and after, and a record of it."""
-    ended = run.play()
-    assert ended.rc == 0, ended.out[-4000:]
-    yield
-    ended = run.play()
-    assert ended.rc == 0, ended.out[-4000:]
 
 
 def policy(intent: dict[str, Any] | None = None, *arguments: str, **options: Any) -> run.Run:
