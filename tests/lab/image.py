@@ -150,15 +150,16 @@ def name() -> str:
     return f"localhost/moat-lab:{recipe()}"
 
 
-DEBS, SERVED = "/opt/moat/debs", "wireguard-tools"
+# Packages that a repository of the lab serves, so that a host which lacks one can have it installed.
+DEBS, SERVED = "/opt/moat/debs", ("wireguard-tools", "squid-openssl", "unbound")
 
 
 def hooks(stage: Path) -> list[str]:
     """What is done in the root file system once the packages are in it."""
     links = " ".join(f'"$1"/etc/systemd/system/{unit}' for unit in MASKED)
     return [
-        # what a repository of the lab serves, so that a host which lacks it can have it installed
-        f'mkdir -p "$1{DEBS}" && cd "$1{DEBS}" && APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -qq -o APT::Sandbox::User=root download {SERVED}',
+        f'mkdir -p "$1{DEBS}" && cd "$1{DEBS}" && APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"'
+        f" apt-get -qq -o APT::Sandbox::User=root download {' '.join(SERVED)}",
         'rm -f "$1"/etc/ssh/ssh_host_* "$1"/usr/lib/sysctl.d/*.conf "$1"/etc/sysctl.d/*.conf; : > "$1"/etc/machine-id',
         f'for unit in {links}; do ln -sf /dev/null "$unit"; done',
         f'rm -f "$1"/etc/resolv.conf "$1"/etc/hostname; cp -a --no-preserve=ownership \'{stage}\'/. "$1"/',
