@@ -34,6 +34,7 @@ def test_nothing_forbidden_stands_anywhere(sources: dict[str, str]) -> None:
     assert not faults, "\n".join(faults)
 
 
+# what the rule has to find, and so stands here
 @pytest.mark.parametrize(
     "line",
     [
