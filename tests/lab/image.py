@@ -36,6 +36,8 @@ WAYS_OUT = [
     "gpg-agent",
     "chrony",
 ]
+# What upgrades hosts by itself, which a held driver has to withstand.
+UPGRADES = ["unattended-upgrades"]
 PACKAGES = [
     "systemd",
     "systemd-sysv",
@@ -70,6 +72,7 @@ PACKAGES = [
     "jq",
     *NEIGHBOURS,
     *WAYS_OUT,
+    *UPGRADES,
 ]
 # systemd-udevd and the kernel's mounts would act on the machine, which a container shares with its host.
 MASKED = [
@@ -102,6 +105,7 @@ DISABLED = [
     "systemd-resolved.service",
     "nginx.service",
     "chrony.service",
+    "unattended-upgrades.service",
     "fail2ban.service",
     "firewalld.service",
     "ufw.service",
