@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from ansible_collections.moat.inference.plugins.module_utils.perimeter import check, check_egress
+from ansible_collections.moat.inference.plugins.module_utils.perimeter import check, check_egress, check_gpus
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.addresses import HAS_NETADDR
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.cells import source_cells
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.faults import Fault, Faults, IntentError
@@ -79,6 +79,8 @@ def digest(intent: Intent, hosts: dict[str, Host]) -> str:
             del item["select"]
             if "wanted" in item:
                 item["wanted"] = sorted(item["wanted"])
+            if item.get("gpus"):
+                item["gpus"] = {host: list(names) for host, names in item["gpus"].items()}
     for item in (*data["egress"], data["proxy"], data["dns"], (data["dns"] or {}).get("forward")):
         if item is not None:
             del item["select"]
@@ -86,6 +88,10 @@ def digest(intent: Intent, hosts: dict[str, Host]) -> str:
     for part in ("proxy", "dns"):
         if data[part] is None:
             del data[part]
+    for model in data["models"].values():
+        for key in ("gpus", "shared"):
+            if not model[key]:
+                del model[key]
     for segment in data["segments"].values():
         if segment["default_route"]:
             del segment["default_route"]
@@ -114,6 +120,7 @@ def compile_intent(intent: Any, inventory: dict[str, Any]) -> Plan:
     check.check_references(read, faults)
     check.check_separation(read, faults)
     check.check_connectors(read, faults)
+    check_gpus.check(read, faults)
     check.check_families(read, read_inventory.hosts, faults)
     check.run_tests(read, check.reached(read), faults)
     check_egress.check(read, read_inventory.hosts, faults)

@@ -61,6 +61,10 @@ class Model:
     source: str
     engine_args: tuple[str, ...]
     hosts: tuple[str, ...] = ()
+    gpus: dict[str, dict[str, str]] | None = (
+        None  # host, or * for each, -> name of a GPU -> its path; None is every GPU
+    )
+    shared: bool = False
 
 
 @dataclass(frozen=True)

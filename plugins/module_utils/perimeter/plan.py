@@ -10,8 +10,9 @@ from ansible_collections.moat.inference.plugins.module_utils.perimeter import fl
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.addresses import Address
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.egress import Egresses
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.flows import Data
-from ansible_collections.moat.inference.plugins.module_utils.perimeter.model import Client, Host, Intent, Service
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.model import Client, Host, Intent, Model, Service
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.naming import Naming
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.read_gpus import gpus_of
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.routes import host_routes
 
 
@@ -314,9 +315,15 @@ class Planner:
                 "source": model.source,
                 "engine_args": list(model.engine_args),
                 "socket": names.model_socket(model.name),
+                **self._gpus(model, host),
             }
             for model in models
         ]
+
+    def _gpus(self, model: Model, host: str) -> Data:
+        """What is not written is not there: the role then gives the model every GPU of the host."""
+        gpus = list(gpus_of(model, host))
+        return {**({"gpus": gpus} if gpus else {}), **({"shared": True} if model.shared else {})}
 
     def _gateway(self, host: Host) -> Data:
         admin = self.intent.admin

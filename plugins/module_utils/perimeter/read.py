@@ -31,6 +31,7 @@ from ansible_collections.moat.inference.plugins.module_utils.perimeter.read_egre
     read_egress,
     read_proxy,
 )
+from ansible_collections.moat.inference.plugins.module_utils.perimeter.read_gpus import read_gpus
 from ansible_collections.moat.inference.plugins.module_utils.perimeter.section import PORTS, Section, read_address
 
 ROOT = "moat_perimeter"
@@ -191,7 +192,7 @@ def read_ca(root: Section) -> Authority:
 
 
 def read_model(root: Section, name: str, path: str, value: Any) -> Model:
-    section = Section(root.faults, path, value, ("hosts", "engine", "source", "engine_args"))
+    section = Section(root.faults, path, value, ("hosts", "engine", "source", "engine_args", "gpus", "shared"))
     return Model(
         name=name,
         select=section.texts("hosts", "name the hosts that serve it: a group, a host or a list of these", single=True),
@@ -199,6 +200,8 @@ def read_model(root: Section, name: str, path: str, value: Any) -> Model:
         source=section.text("source", "write the directory of the weights, such as /srv/models/xray-7b", source_remedy)
         or "",
         engine_args=read_engine_args(section),
+        gpus=read_gpus(section),
+        shared=section.boolean("shared", False),
     )
 
 

@@ -23,6 +23,10 @@ def host_words(planner: Planner, plan: dict[str, Any]) -> list[str]:
         lines.append(
             f"{host} is {listed(link['addresses'])} on the private link {link['interface']}; its peers: {peers}."
         )
+    for model in plan.get("model_server", ()):
+        if "gpus" in model:
+            shared = ", which it may share" if "shared" in model else ""
+            lines.append(f"model {model['name']} on {host} has the GPUs {listed(model['gpus'])}{shared}.")
     for name in ("in-admin-ssh", "in-admin-metrics"):
         if name in rules:
             lines.append(f"{peers_of(rules[name])} may reach {host} on {ports_of(rules[name])} [{name}].")

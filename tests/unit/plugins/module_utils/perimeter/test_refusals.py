@@ -12,6 +12,7 @@ from ansible_collections.moat.inference.plugins.module_utils.perimeter.faults im
 from ansible_collections.moat.inference.tests.unit.plugins.module_utils.perimeter import (
     test_refused_addresses,
     test_refused_egress,
+    test_refused_gpus,
     test_refused_names,
     test_refused_naming,
     test_refused_shapes,
@@ -122,6 +123,7 @@ def test_all_faults_in_one_message() -> None:
         **test_refused_egress.REFUSED,
         **test_refused_addresses.REFUSED,
         **test_refused_names.REFUSED,
+        **test_refused_gpus.REFUSED,
         **test_refused_naming.REFUSED,
         **test_refused_shapes.REFUSED,
     }
