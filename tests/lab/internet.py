@@ -188,7 +188,7 @@ def files(net: Internet) -> dict[str, bytes]:
         f"{SERVED}/www/simple/index.html": f'<a href="{PACKAGE}/">{PACKAGE}</a>\n'.encode(),
         f"{SERVED}/www/simple/{PACKAGE}/index.html": link.encode(),
     }
-    for path in (HERE / "echo.py", HERE / "chrony.conf", HERE / "setup.sh"):
+    for path in (HERE / "echo.py", HERE / "chrony.conf", HERE / "repository.sh", HERE / "setup.sh"):
         found[f"{PLACE}/{path.name}"] = path.read_bytes()
     for path in sorted(HERE.glob("moat-lab-internet*")):
         found[f"/etc/systemd/system/{path.name}"] = path.read_bytes()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.lab import engine, fence, image, setup, table, weights
 from tests.lab.backend import File, Spec
-from tests.lab.podman import INIT, INIT_SCRIPT, Podman, remove_stand
+from tests.lab.podman import INIT, INIT_SCRIPT, SCRATCH_PREFIX, Podman, remove_stand
 from tests.lab.shell import CACHE, LAB, LabError, Step, capture, lock, remove_tree, say, succeeds, write
 
 SSH, STATE = LAB / "ssh", LAB / "state"
@@ -232,6 +232,7 @@ def clean(*, caches: bool) -> None:
     down()
     if not setup.missing_packages():
         remove_stand()
+        remove_stand(SCRATCH_PREFIX)
         Podman().remove_images()
     if caches:
         remove_tree(CACHE)

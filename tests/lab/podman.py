@@ -19,6 +19,8 @@ from tests.lab.table import Network
 PREFIX = "moat-lab-"
 # hosts that a test makes for itself: none of the lab's table, which would be removed by the next `up`
 STAND_PREFIX = "moat-stand-"
+# one host alone, of a test; its name goes on with the number of the process, so that two runs do not meet
+SCRATCH_PREFIX = "moat-scratch-"
 LABEL = "moat.lab.digest"
 INOTIFY = {"fs/inotify/max_user_instances": 1024, "fs/inotify/max_user_watches": 65536}
 CONF = LAB / "containers.conf"
@@ -78,9 +80,9 @@ def podman(*arguments: str) -> list[str]:
     return privileged(["env", f"CONTAINERS_CONF={CONF}", "podman", *arguments])
 
 
-def remove_stand() -> None:
+def remove_stand(prefix: str = STAND_PREFIX) -> None:
     """Remove the hosts that a test has made for itself, and their networks."""
-    named = ("--format", "{{.Name}}", "--filter", f"name=^{STAND_PREFIX}")
+    named = ("--format", "{{.Name}}", "--filter", f"name=^{prefix}")
     hosts = capture(podman("ps", "--all", "--format", "{{.Names}}", *named[2:])).split()
     if hosts:
         capture(podman("rm", "--force", "--ignore", "--time", "0", "--volumes", *hosts))

@@ -3,6 +3,8 @@
 set -eu
 # shellcheck source=/dev/null
 . /etc/moat-lab/internet/settings
+# shellcheck source=/dev/null
+. "$PLACE/repository.sh"
 trust=$SERVED/trust www=$SERVED/www
 chmod 755 "$PLACE/addresses"
 mkdir -p "$trust" /var/log/moat-lab-internet
@@ -22,10 +24,7 @@ openssl x509 -req -in web.csr -CA "$trust/ca.pem" -CAkey ca.key -days 3650 -extf
 
 export GNUPGHOME="$PLACE/gnupg"
 if [ ! -s "$trust/packages.asc" ]; then
-  mkdir -p "$GNUPGHOME"
-  chmod 700 "$GNUPGHOME"
-  gpg --batch --quiet --passphrase '' --quick-generate-key "lab packages" ed25519 sign never
-  gpg --batch --armor --export > "$trust/packages.asc"
+  new_key "lab packages" "$trust/packages.asc"
 fi
 folder=$(mktemp -d)
 mkdir -p "$folder/DEBIAN" "$folder/usr/share/$PACKAGE" "$www/debian/pool"
@@ -38,17 +37,15 @@ Maintainer: lab <lab@example.org>
 Description: a package that only says hello
 END
 chmod 755 "$folder"
-dpkg-deb --build --root-owner-group "$folder" "$www/debian/pool/${PACKAGE}_${VERSION}_all.deb" >/dev/null
+new_package "$folder" "$www/debian/pool/${PACKAGE}_${VERSION}_all.deb"
 rm -rf "$folder"
 cp /opt/moat/debs/*.deb "$www/debian/pool/"
 cd "$www/debian"
 release=dists/$SUITE
 mkdir -p "$release/main/binary-amd64"
 apt-ftparchive packages pool > "$release/main/binary-amd64/Packages"
-apt-ftparchive -o APT::FTPArchive::Release::Suite="$SUITE" -o APT::FTPArchive::Release::Codename="$SUITE" \
-  -o APT::FTPArchive::Release::Components=main -o APT::FTPArchive::Release::Architectures=amd64 release "$release" > Release.new
-mv Release.new "$release/Release"
-gpg --batch --yes --quiet --clearsign -o "$release/InRelease" "$release/Release"
+sign_release "$release" -o APT::FTPArchive::Release::Suite="$SUITE" -o APT::FTPArchive::Release::Codename="$SUITE" \
+  -o APT::FTPArchive::Release::Components=main -o APT::FTPArchive::Release::Architectures=amd64
 gpgconf --kill all
 
 systemctl daemon-reload
