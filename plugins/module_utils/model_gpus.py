@@ -1,5 +1,5 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Which GPUs a model gets: how they are named, and what the names are on a host. Pure; the compiler and the role share it."""
+"""Which GPUs a model gets: how they are named, which the compiler and the role share, and what the names are on a host."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.moat.inference.plugins.module_utils import gpu_smi
+
+SECONDS = 60  # without a persistence daemon nvidia-smi wakes each GPU first
 NUMBER = re.compile(r"^(?:0|[1-9][0-9]?)\Z")
 # CUDA C++ Programming Guide, CUDA_VISIBLE_DEVICES; abbreviated forms are refused, for they are not one GPU for ever
 UUID = re.compile(r"^(GPU|MIG)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 NAMES = (
     'by its number in the order of the PCI bus, such as 0, or by UUID as nvidia-smi -L shows it: "GPU-..." or "MIG-..."'
 )
+MINOR = re.compile(r"^DeviceFileMinor:\s*([0-9]+)\s*$", re.MULTILINE)
 # every CUDA program opens these (NVIDIA's CDI specification has them for each device); nvidia-uvm-tools serves profilers
 COMMON = ("/dev/nvidiactl", "/dev/nvidia-uvm")
 
@@ -97,8 +101,10 @@ def resolve(
     if name.startswith("MIG-"):
         for gpu in ordered:
             for instance in gpu["mig"]["instances"]:
-                if instance["uuid"] == name:
+                if instance["uuid"] == name and len(instance["caps"]) == 2:
                     return gpu, instance, None
+                if instance["uuid"] == name:
+                    return {}, None, f"{name} has no capability nodes; look at /proc/driver/nvidia/capabilities"
         known = ", ".join(str(i["uuid"]) for gpu in ordered for i in gpu["mig"]["instances"]) or "none"
         return {}, None, f"{name} is no MIG instance of this host; it has: {known}"
     if NUMBER.match(name):
@@ -110,7 +116,7 @@ def resolve(
         return {}, None, f"{name} is no GPU that the driver of this host shows; it has: {shown}"
     if wanted["uuid"] is None or wanted["minor"] is None:
         return {}, None, f"{name} at {wanted['slot']} does not tell its UUID and minor number; look at nvidia-smi -q"
-    if wanted["mig"]["current"]:
+    if wanted["mig"]["current"] or wanted["mig"]["instances"]:
         return {}, None, f"{name} is divided by MIG, so no model can have it whole; name one of its instances"
     return wanted, None, None
 
@@ -129,3 +135,25 @@ def devices(picked: Iterable[Picked]) -> dict[str, Any]:
 def overlap(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Return the UUIDs that two models would both have."""
     return sorted(set(one["visible"]) & set(other["visible"]))
+
+
+def read(root: Any) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the GPUs that the driver below a gpu_root.Root shows, with the capability nodes of their MIG instances, and faults."""
+    told = root.run(["nvidia-smi", "-q", "-x"], limit=SECONDS)
+    if told.rc == 127:
+        return [], ["nvidia-smi is not on this host, so no driver is; run the playbook gpu.yml first"]
+    report = gpu_smi.parse(told.stdout)
+    if told.rc != 0 or not report.gpus:
+        said = (told.stderr or told.stdout).strip().splitlines() or ["it said nothing"]
+        return [], [
+            f"nvidia-smi -q -x ended with status {told.rc}: {said[-1]}; run the playbook gpu.yml, or look at dmesg"
+        ]
+    if any(gpu["mig"]["instances"] for gpu in report.gpus):
+        gpu_smi.add_migs(report.gpus, gpu_smi.parse_list(root.run(["nvidia-smi", "-L"], limit=SECONDS).stdout))
+    for gpu in report.gpus:
+        for instance in gpu["mig"]["instances"]:
+            # a process needs the nodes of the GPU instance and of the compute instance in it (MIG User Guide, Device Nodes)
+            base = f"/proc/driver/nvidia/capabilities/gpu{gpu['minor']}/mig/gi{instance['gi']}"
+            texts = [root.text(f"{base}/access"), root.text(f"{base}/ci{instance['ci']}/access")]
+            instance["caps"] = [int(found[1]) for found in (MINOR.search(text or "") for text in texts) if found]
+    return report.gpus, []

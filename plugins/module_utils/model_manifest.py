@@ -35,15 +35,24 @@ ALLOWED = (
 )
 OURS = re.compile(r"^([0-9a-f]{64}) (\d+|-) (\S.*)$")
 SHA256SUM = re.compile(r"^([0-9a-f]{64}) [ *](?:\./)?(\S.*)$")
+INFORMATION = re.compile(r"^(GPU UUID|Device Minor):\s*(\S+)\s*$", re.MULTILINE)
 BLOCK = 1 << 20
 
 
 class ManifestError(Exception):
     """Weights or manifest cannot be accepted; faults says all that is wrong."""
 
+    what = "weights"
+
     def __init__(self, faults: Sequence[str]) -> None:
         self.faults = list(faults)
         super().__init__("; ".join(self.faults))
+
+
+class GpuError(ManifestError):
+    """The GPUs are not those that the unit was made for."""
+
+    what = "GPUs"
 
 
 @dataclass(frozen=True)
@@ -212,8 +221,36 @@ def remove_socket(path: str) -> None:
         return
 
 
+def gpu_minors(directory: str) -> dict[str, int]:
+    """Return UUID -> minor number of the GPUs below /proc/driver/nvidia/gpus (NVIDIA driver README, The /proc Interface)."""
+    found = {}
+    for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
+        with open(os.path.join(directory, name, "information"), encoding="utf-8") as handle:
+            fields = dict(INFORMATION.findall(handle.read()))
+        found[fields.get("GPU UUID", "")] = int(fields.get("Device Minor", "-1"))
+    return found
+
+
+def gpu_faults(wanted: Mapping[str, int], present: Mapping[str, int]) -> list[str]:
+    """Say why the nodes that the unit has are not those of the GPUs that the model was given."""
+    faults = []
+    for uuid, minor in wanted.items():
+        if uuid not in present:
+            shown = ", ".join(sorted(present)) or "none"
+            faults.append(
+                f"GPU {uuid} is not there (the driver shows {shown}); bring it back, or give the model another"
+            )
+        elif present[uuid] != minor:
+            faults.append(f"GPU {uuid} is /dev/nvidia{present[uuid]} now and not /dev/nvidia{minor}; run the play")
+    return faults
+
+
 def launch(settings: Mapping[str, Any], owner: int = 0) -> None:
-    """Verify the weights, then become the engine. Returns only by an exception."""
+    """Verify the GPUs and the weights, then become the engine. Returns only by an exception."""
+    gpus = settings["gpus"] if "gpus" in settings else None
+    faults = gpu_faults(gpus["minors"], gpu_minors(gpus["information"])) if gpus else []
+    if faults:
+        raise GpuError(faults)
     with open(settings["manifest"], encoding="utf-8") as handle:
         text = handle.read()
     if digest(text) != settings["manifest_sha256"]:
@@ -232,7 +269,7 @@ def main(arguments: Sequence[str]) -> int:
         launch(settings)
     except ManifestError as error:
         for fault in error.faults:
-            sys.stderr.write(f"weights refused: {fault}\n")
+            sys.stderr.write(f"{error.what} refused: {fault}\n")
     except (OSError, ValueError, LookupError, TypeError) as error:
         sys.stderr.write(f"cannot start: {error!r}\n")
     return EX_CONFIG

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 # the last line of a Python traceback, and what the launcher says
-TELLING = re.compile(r"\b\w*(?:Error|Exception): |^(?:weights refused|cannot start): |\berror: ")
+TELLING = re.compile(r"\b\w*(?:Error|Exception): |^(?:weights refused|GPUs refused|cannot start): |\berror: ")
 
 
 class UnixConnection(http.client.HTTPConnection):

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.moat.inference.plugins.module_utils import model_gpus
+
 LABEL = re.compile(r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
 # the unit file has it bare: no blank, quote, % or $
 SOURCE = re.compile(r"^/(?:srv|var/lib|opt|mnt)(?:/[A-Za-z0-9._+@-]+)+/?\Z")
@@ -45,6 +47,7 @@ ARGUMENTS = {
     "--log-level": LOGS,
     "--logging-config": LOGS,
     "--uvicorn-log-level": LOGS,
+    "--device-ids": "the intent's gpus decide",
     "--disable-uvicorn-access-log": ROLE_SETS,
     "--disable-access-log-for-endpoints": ROLE_SETS,
     "--otlp-traces-endpoint": LOGS,
@@ -84,6 +87,9 @@ ENVIRONMENT = {
     "PYTHONOPTIMIZE": "vLLM checks input with assert statements",
     "PYTHONPATH": RUNS,
     "PYTHONHOME": RUNS,
+    "CUDA_VISIBLE_DEVICES": "the intent's gpus decide",
+    "CUDA_DEVICE_ORDER": ROLE_SETS,
+    "NVIDIA_VISIBLE_DEVICES": "the intent's gpus decide",
     "VLLM_PLUGINS": ROLE_SETS,
     "VLLM_NO_USAGE_STATS": ROLE_SETS,
     "DO_NOT_TRACK": ROLE_SETS,
@@ -145,6 +151,11 @@ def model_faults(models: Sequence[Mapping[str, Any]], environment: Mapping[str, 
                 f"{key}.source: {model['source']} must lie below /srv, /var/lib, /opt or /mnt; use a-z, 0-9 and ._+-"
             )
         faults += [f"{key}.engine_args[{at}]: {reason}" for at, reason in argument_faults(model["engine_args"])]
+        faults += [
+            f"{key}.gpus[{at}]: {name!r} names no GPU; name it {model_gpus.NAMES}"
+            for at, name in enumerate(model.get("gpus") or ())
+            if not model_gpus.is_name(name)
+        ]
     for name, value in environment.items():
         if not isinstance(value, str):
             faults.append(f"model_server_environment.{name}: {value!r} is no string; write it in quotes")

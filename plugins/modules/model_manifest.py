@@ -27,6 +27,12 @@ options:
       source: {description: Directory of the weights., type: path, required: true}
       engine_args: {description: Further arguments of the engine., type: list, elements: str, default: []}
       socket: {description: Path of the Unix socket., type: path, required: true}
+      gpus:
+        description: Names of its GPUs, of which only the form is checked here; M(moat.inference.model_gpus) finds them.
+        type: list
+        elements: str
+        version_added: 0.4.0
+      shared: {description: "As in M(moat.inference.model_gpus).", type: bool, default: false, version_added: 0.4.0}
   manifests:
     description: Text of a manifest by name of the model, in this module's format or as sha256sum(1) prints it.
     type: dict
@@ -117,6 +123,8 @@ def main() -> None:
                     "source": {"type": "path", "required": True},
                     "engine_args": {"type": "list", "elements": "str", "default": []},
                     "socket": {"type": "path", "required": True},
+                    "gpus": {"type": "list", "elements": "str"},
+                    "shared": {"type": "bool", "default": False},
                 },
             },
             "manifests": {"type": "dict", "default": {}},

@@ -209,3 +209,45 @@ def test_launcher_says_what_is_wrong_with_the_weights(settings, weights, tmp_pat
     assert "weights refused: " in capsys.readouterr().err
     assert mm.main([]) == 78
     assert mm.main([str(tmp_path / "nothing.json")]) == 78
+
+
+UUID = "GPU-11111111-2222-3333-4444-555555555555"
+# as driver 580.159.04 wrote it on an H100, with another UUID
+INFORMATION = (
+    f"Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 41\nGPU UUID: \t {UUID}\nBus Type: \t PCIe\nDevice Minor: \t 3\n"
+)
+
+
+@pytest.fixture
+def with_gpu(settings, tmp_path):
+    directory = tmp_path / "gpus" / "0000:00:06.0"
+    directory.mkdir(parents=True)
+    (directory / "information").write_text(INFORMATION)
+    settings["gpus"] = {"minors": {UUID: 3}, "information": str(tmp_path / "gpus")}
+    return settings
+
+
+def test_launcher_becomes_the_engine_on_the_gpus_that_the_unit_was_made_for(with_gpu):
+    with pytest.raises(Became):
+        mm.launch(with_gpu, ME)
+
+
+@pytest.mark.parametrize(
+    ("minors", "said"),
+    [
+        ({UUID: 2}, f"GPU {UUID} is /dev/nvidia3 now and not /dev/nvidia2; run the play"),
+        ({UUID.replace("1", "2"): 3}, f"is not there (the driver shows {UUID})"),
+    ],
+)
+def test_launcher_refuses_other_gpus(with_gpu, tmp_path, capsys, minors, said):
+    with_gpu["gpus"]["minors"] = minors
+    (tmp_path / "x.json").write_text(json.dumps(with_gpu))
+    assert mm.main([str(tmp_path / "x.json")]) == 78
+    told = capsys.readouterr().err
+    assert told.startswith("GPUs refused: ") and said in told
+
+
+def test_launcher_refuses_a_host_without_a_driver(with_gpu, tmp_path):
+    with_gpu["gpus"]["information"] = str(tmp_path / "nothing")
+    with pytest.raises(mm.GpuError, match="the driver shows none"):
+        mm.launch(with_gpu, ME)

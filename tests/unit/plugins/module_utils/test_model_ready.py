@@ -111,6 +111,7 @@ def test_the_lines_that_tell_are_found():
     journal = "loading\nValueError: too little memory\n  File x\nValueError: too little memory\nRuntimeError: see above\nbye\n"
     assert model_ready.telling_lines(journal) == ["ValueError: too little memory", "RuntimeError: see above"]
     assert model_ready.telling_lines("weights refused: x is missing\n") == ["weights refused: x is missing"]
+    assert model_ready.telling_lines("GPUs refused: x is gone\n") == ["GPUs refused: x is gone"]
     assert model_ready.telling_lines("a\n\nb\n", most=1) == ["b"]
     assert model_ready.telling_lines("") == []
 

@@ -42,6 +42,7 @@ def test_what_a_site_needs_is_accepted():
         ("--tokenizer", "--tokenizer"),
         ("--lora_modules", "--lora-modules"),
         ("--config", "--config"),
+        ("--device_ids=1", "--device-ids"),
     ],
 )
 def test_forbidden_arguments_are_found_in_every_spelling(argument, forbidden):
@@ -55,7 +56,8 @@ def test_no_bare_double_dash_hides_arguments():
 
 
 @pytest.mark.parametrize(
-    "name", ["PYTHONOPTIMIZE", "VLLM_SERVER_DEV_MODE", "VLLM_LOGGING_LEVEL", "VLLM_PLUGINS", "HOME"]
+    "name",
+    ["CUDA_VISIBLE_DEVICES", "PYTHONOPTIMIZE", "VLLM_SERVER_DEV_MODE", "VLLM_LOGGING_LEVEL", "VLLM_PLUGINS", "HOME"],
 )
 def test_environment_that_weakens_is_refused(name):
     (fault,) = ms.model_faults([model()], {name: "1"})
@@ -112,3 +114,13 @@ def test_users_fit_useradd_and_differ():
 def test_only_units_of_models_that_are_not_wanted_are_stale():
     present = ["moat-model@old.service", "moat-model@new.service", "moat-gateway.service", "moat-model@.service", "x"]
     assert ms.stale_units(present, ["new"]) == ["old"]
+
+
+def test_names_of_gpus_are_checked_with_all_the_rest():
+    good = model(gpus=["0", "MIG-77777777-2222-3333-4444-555555555555"])
+    assert ms.model_faults([good], {}) == []
+    faults = ms.model_faults([model(gpus=["0", "first"], socket="/tmp/s")], {})
+    assert [fault.split(": ")[0] for fault in faults] == [
+        "model_server_models[0].socket",
+        "model_server_models[0].gpus[1]",
+    ]
