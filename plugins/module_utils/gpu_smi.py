@@ -103,11 +103,12 @@ def parse(text: str) -> Report:
 
 def _elements(document: str, report: Report) -> Iterator[ElementTree.Element]:
     """Yield each element once it has ended; what ends the document early goes to the report."""
-    parser = ElementTree.XMLPullParser(("end",))
+    parser: ElementTree.XMLPullParser[Any] = ElementTree.XMLPullParser(("end",))
     try:
         parser.feed(document)
         # a fault is kept in the queue behind the elements that ended before it
-        for _event, element in parser.read_events():
+        events: Iterator[Any] = parser.read_events()
+        for _event, element in events:
             yield element
         parser.close()
     except (ElementTree.ParseError, ValueError) as error:
