@@ -17,6 +17,8 @@ ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ESRCH)
 LINKS = 40
 # no file that is read here comes near to it
 LARGEST = 16 * 1024 * 1024
+# sysctl files want room in the kernel for as much as is asked for
+CHUNK = 65536
 NOT_FOUND = 127
 # what timeout(1) ends with when the time is up
 OVERDUE = (124, 137)
@@ -75,11 +77,14 @@ class Root:
         try:
             # a pipe without a writer would never open
             descriptor = os.open(self.place(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            with open(descriptor, "rb") as handle:
-                if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+            with open(descriptor, "rb", buffering=0) as handle:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     self.tell(path, "it is not a regular file")
                     return None
-                return handle.read(LARGEST)
+                content = b""
+                while len(content) < LARGEST and (more := handle.read(CHUNK)):
+                    content += more
+                return content
         except OSError as error:
             self._failed(path, error)
         return None
