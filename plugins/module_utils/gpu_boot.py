@@ -89,13 +89,15 @@ def xids(root: Root) -> list[dict[str, Any]]:
     journal = root.run(["journalctl", "-k", "-b", "-o", "short-monotonic", "--no-pager", "-q"], limit=60)
     if journal.rc == 0 and journal.stdout.strip():
         return parse_xids(journal.stdout)
-    why = "the kernel's log has lost its beginning, and " if result.rc == 0 else f"{_why(result)}, and "
-    root.tell("Xid errors", f"{why}the journal has nothing: {_why(journal)}")
+    why = "it has lost its beginning" if result.stdout.strip() and result.rc == 0 else _why(result)
+    root.tell("Xid errors", f"the kernel's log: {why}; the journal: {_why(journal)}")
     return found
 
 
 def _why(result: Result) -> str:
-    return f"there is no {result.argv[0]}" if result.rc == NOT_FOUND else failure(result)
+    if result.rc == NOT_FOUND:
+        return f"there is no {result.argv[0]}"
+    return failure(result) if result.rc else "it is empty"
 
 
 def reaches_boot(text: str) -> bool:

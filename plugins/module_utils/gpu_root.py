@@ -141,9 +141,10 @@ class Root:
         if timer:
             command = [timer, "--kill-after=5", str(limit), *command]
         try:
-            return self._runner.run(command, ok=range(-64, 256))
+            result = self._runner.run(command, ok=range(-64, 256))
         except CommandError as error:
-            return error.result
+            result = error.result
+        return Result(tuple(argv), result.rc, result.stdout, result.stderr)
 
     def _joined(self, path: str) -> str:
         return self.path if path == "/" else os.path.join(self.path, path.lstrip("/"))
