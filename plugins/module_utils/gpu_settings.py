@@ -9,7 +9,6 @@ Standard library alone: the role installs this file and gpu_settings_plan.py on 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -411,32 +410,29 @@ def main(arguments: Sequence[str], system: System | None = None) -> int:
         sys.stderr.write("usage: gpu_settings.py [--check] [FILE]\n")
         return 2
     path = paths[0] if paths else planner.DECLARATION
-    if not host.exists(path):
-        sys.stderr.write(f"<3>gpu: {path} is not there; apply the role gpu_driver\n")
-        return EX_CONFIG
+    check = "--check" in arguments
+    run, seen = Settings(host, planner.parse_declaration("{}"), check), None
     try:
-        run = Settings(host, planner.parse_declaration(host.text(path)), "--check" in arguments)
-    except DeclarationError as error:
-        for fault in error.faults:
-            sys.stderr.write(f"<3>gpu: {path}: {fault}\n")
-        return EX_CONFIG
-    seen = None
-    try:
+        if not host.exists(path):
+            raise DeclarationError([f"{path} is not there; apply the role gpu_driver"])
+        run = Settings(host, planner.parse_declaration(host.text(path)), check)
         seen = run.run()
+    except DeclarationError as error:
+        run.faults += error.faults
+        run.wrong = True
     except Unmet as error:
         run.faults.append(str(error))
-    if not run.check:
+    if not check:
         try:
             host.write(STATE, json.dumps(run.state(seen), indent=2, sort_keys=True) + "\n")
         except OSError as error:
             run.faults.append(f"{STATE} cannot be written: {error.strerror}")
     for note in run.notes:
         run.say(f"note: {note}")
-    with contextlib.suppress(BrokenPipeError):
-        for fault in run.faults:
-            sys.stderr.write(f"<3>gpu: {fault}\n")
-        if not run.faults and seen is not None:
-            run.say(f"{len(seen.gpus)} GPUs {'looked at' if run.check else 'as declared'}")
+    for fault in run.faults:
+        sys.stderr.write(f"<3>gpu: {fault}\n")
+    if not run.faults and seen is not None:
+        run.say(f"{len(seen.gpus)} GPUs {'looked at' if check else 'as declared'}")
     if run.wrong:
         return EX_CONFIG
     return 1 if run.faults else 0

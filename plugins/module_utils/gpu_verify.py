@@ -90,6 +90,17 @@ def faults(host: Mapping[str, Any], calls: Mapping[str, Mapping[str, Any]], expe
     return found
 
 
+def settings_faults(text: str | None) -> list[str]:
+    """Return what moat-gpu.service could not have, from its record; none where the host has no such record."""
+    if text is None:
+        return []
+    try:
+        told = json.loads(text)["faults"]
+        return [f"moat-gpu.service: {fault}" for fault in told]
+    except (ValueError, LookupError, TypeError):
+        return ["/run/moat/gpu.json is no record of moat-gpu.service; restart that unit"]
+
+
 def state(host: Mapping[str, Any], wrong: Sequence[str]) -> str:
     """Return in one sentence what state the host is in, for the reader of a failed run."""
     driver, module = host["driver"], host["driver"]["module"]

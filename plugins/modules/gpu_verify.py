@@ -8,7 +8,7 @@ short_description: Prove that the GPUs of a host work with its driver
 version_added: 0.4.0
 description:
   - Compares kernel module and libraries, looks whether nvidia-smi lists every GPU of the PCI bus and whether the kernel had an Xid error since
-    boot, and makes a tiny call of CUDA on every GPU, or on every instance of one in MIG mode.
+    boot, whether moat-gpu.service had the declared settings, and makes a tiny call of CUDA on every GPU, or on every instance of one in MIG mode.
   - Names all faults at once. Nothing on the host is changed.
 author:
   - moat.inference contributors (@moat-inference)
@@ -95,7 +95,8 @@ def main() -> None:
     )
     options = module.params
     runner = Runner(module)
-    host = gpu_facts.collect(Root(options["root"], runner))
+    root = Root(options["root"], runner)
+    host = gpu_facts.collect(root)
     calls = {}
     if options["cuda"] and gpu_verify.gpu_slots(host):
         # a process of its own for each: a driver that hangs or crashes takes its caller along
@@ -105,6 +106,7 @@ def main() -> None:
             visible = {"CUDA_VISIBLE_DEVICES": uuid} if uuid else {}
             calls[uuid] = gpu_verify.answer(runner.run(argv, stdin=program, ok=range(-64, 256), env=visible))
     faults = gpu_verify.faults(host, calls, options["expected_version"], options["xids"])
+    faults += gpu_verify.settings_faults(root.text("/run/moat/gpu.json"))
     result = {"changed": False, "host": host, "cuda": calls, "faults": faults, "state": gpu_verify.state(host, faults)}
     if faults:
         module.fail_json(msg="{} ({})".format("; ".join(faults), result["state"]), **result)

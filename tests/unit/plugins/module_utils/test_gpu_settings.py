@@ -280,7 +280,7 @@ def test_a_wrong_declaration_changes_nothing(host: Double, capsys: pytest.Captur
     assert "the GPU takes 200 to 700" in err and "names 9g.1gb" in err
     assert [line for line in host.changes() if "smi" in line] == [] and host.limit == 700
     host.declare({"ecc": True})
-    assert run(host) == 78 and host.ran == []
+    assert run(host) == 78 and host.ran == [] and "no such setting" in host.state()["faults"][0]
 
 
 def test_no_declaration_is_told(host: Double, capsys: pytest.CaptureFixture[str]) -> None:

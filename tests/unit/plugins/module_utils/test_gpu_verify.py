@@ -127,3 +127,9 @@ def test_answers_are_read() -> None:
         == "the call ended with status -11: Segmentation"
     )
     assert gpu_verify.answer(result(0, "[]"))["fault"] == "the call ended with status 0"
+
+
+def test_settings_that_were_not_had_are_told() -> None:
+    assert gpu_verify.settings_faults(None) == [] and gpu_verify.settings_faults('{"faults": []}') == []
+    assert gpu_verify.settings_faults('{"faults": ["x"]}') == ["moat-gpu.service: x"]
+    assert "no record" in gpu_verify.settings_faults("[")[0] and "no record" in gpu_verify.settings_faults("{}")[0]

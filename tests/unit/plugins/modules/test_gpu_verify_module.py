@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,13 +40,19 @@ HOST: dict[str, Any] = {
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+def root(tmp_path: Path) -> Path:
+    """The root of a host on which moat-gpu.service never ran."""
+    return tmp_path
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, root: Path) -> Any:
     def run(program: str | None = PROGRAM, gpus: Any = (), **options: Any) -> dict[str, Any]:
         host = {**copy.deepcopy(HOST), **({"gpus": list(gpus)} if gpus else {})}
         monkeypatch.setattr(gpu_verify.gpu_facts, "collect", lambda *_arguments: host)
         if program is not None:
             monkeypatch.setattr(gpu_verify.inspect, "getsource", lambda _module: program)
-        with patch_module_args(options), pytest.raises(SystemExit):
+        with patch_module_args({"root": str(root), **options}), pytest.raises(SystemExit):
             gpu_verify.main()
         return dict(json.loads(capsys.readouterr().out))
 
@@ -72,3 +79,9 @@ def test_cuda_need_not_be_asked(call: Any) -> None:
 def test_the_real_program_tells_what_the_machine_lacks(call: Any) -> None:
     result = call(program=None, library="libno-such-cuda.so.1")
     assert result["failed"] and "the library of the CUDA driver cannot be loaded" in result["msg"]
+
+
+def test_settings_that_were_not_had_fail_it(call: Any, root: Path) -> None:
+    (root / "run" / "moat").mkdir(parents=True)
+    (root / "run" / "moat" / "gpu.json").write_text('{"faults": ["MIG is off"]}')
+    assert "moat-gpu.service: MIG is off" in call()["msg"]
