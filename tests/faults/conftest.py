@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults import run
+from tests.faults import gpu_hosts, run
 
 
 @pytest.fixture(scope="module")
@@ -17,3 +17,13 @@ def as_it_was() -> Iterator[None]:
     yield
     ended = run.play()
     assert ended.rc == 0, ended.out[-4000:]
+
+
+@pytest.fixture(scope="session")
+def gpu_repository() -> Iterator[gpu_hosts.Repository]:
+    """The stand-in for the driver's repository, with hosts that are made beside it."""
+    served = gpu_hosts.Repository()
+    try:
+        yield served
+    finally:
+        served.remove()

@@ -25,7 +25,7 @@ PORT = 8580
 URL = f"http://127.0.0.1:{PORT}"
 # what a stand-in does on a host where this file is: the next run of its maintainer script fails once, or waits
 FAIL, WAIT = "/etc/moat-lab/stand-in-fails", "/etc/moat-lab/stand-in-waits"
-MISSING, TAMPERED = "libnvidia-ml1", "libcuda1"
+MISSING, TAMPERED, FABRIC_MANAGER = "libnvidia-ml1", "libcuda1", "nvidia-fabricmanager"
 LIBRARY = "/usr/lib/x86_64-linux-gnu"
 DESCRIPTION = "stand-in of the lab, drives no GPU\n A double with the vendor's name and dependencies, made for tests.\n"
 SMI = """#!/bin/sh
@@ -220,6 +220,7 @@ def settings() -> dict[str, str]:
         "BUILD": BUILD,
         "SERVED": SERVED,
         "MISSING": f"{MISSING}_{NEXT}-1",
+        "FABRIC": f"{FABRIC_MANAGER}_{NEXT}-1",
         "TAMPERED": f"{TAMPERED}_{NEXT}-1",
         "LOCAL": NEXT,
     }

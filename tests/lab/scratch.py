@@ -101,13 +101,15 @@ class Scratch(Container):
         self._inventory(key)
         self.start()
         deadline = time.monotonic() + 60
-        while not succeeds(podman("exec", self.id, "systemctl", "is-active", "-q", "ssh.service", "multi-user.target")):
+        while not succeeds(podman("exec", self.id, "systemctl", "is-active", "-q", "multi-user.target")):
             if time.monotonic() > deadline:
                 raise LabError(f"{self.name} has not come up within 60 s")
             time.sleep(0.2)
+        self.said("ssh-keygen -A && mkdir -p /run/sshd")
 
     def _inventory(self, key: Path) -> None:
-        tunnel = shlex.join(podman("exec", "--interactive", self.id, "nc", "127.0.0.1", "22"))
+        # a server for each connection: hosts beside the same container share its ports
+        tunnel = shlex.join(podman("exec", "--interactive", self.id, "/usr/sbin/sshd", "-i", "-o", "LogLevel=ERROR"))
         options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o IdentitiesOnly=yes"
         variables = {
             "ansible_host": self.name,

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Build the stand-ins and serve them as repositories: the vendor's, one with another key, one with a package that is not what its index says, and one
-# that lacks a package; and the package that carries a repository with it.
+# Build the stand-ins and serve them as repositories: the vendor's, one with another key, one with a package that is not what its index says, and two
+# that lack a package; and the package that carries a repository with it.
 set -eu
 # shellcheck source=/dev/null
 . /etc/gpu-repository/settings
@@ -47,7 +47,7 @@ for key in vendor stranger; do
   gpgconf --kill all
 done
 index "$SERVED/vendor" vendor
-for name in stranger tampered missing; do
+for name in stranger tampered missing fabricless; do
   mkdir "$SERVED/$name"
   ln "$SERVED/vendor"/*.deb "$SERVED/vendor"/Packages* "$SERVED/$name/"
 done
@@ -58,8 +58,11 @@ other=$SERVED/tampered/${TAMPERED}_amd64.deb
 cp "$other" "$other.new"
 printf 'x' | dd of="$other.new" bs=1 seek=$(($(stat -c %s "$other") - 20)) conv=notrunc status=none
 mv "$other.new" "$other"
-rm "$SERVED/missing/${MISSING}_amd64.deb" "$SERVED/missing"/Packages*
-index "$SERVED/missing" vendor
+rm "$SERVED/missing/${MISSING}_amd64.deb" "$SERVED/fabricless/${FABRIC}_amd64.deb"
+for name in missing fabricless; do
+  rm "$SERVED/$name"/Packages*
+  index "$SERVED/$name" vendor
+done
 
 # the repository as a package, as the vendor names its own
 name=nvidia-driver-local-repo-debian12-$LOCAL
