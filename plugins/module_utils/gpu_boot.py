@@ -20,11 +20,12 @@ FRAMEWORK = "/etc/dkms/framework.conf"
 CERTIFICATE = re.compile(r"^\s*mok_certificate\s*=\s*[\"']?([^\"'\s#]+)", re.MULTILINE)
 KEYS = ("/var/lib/shim-signed/mok/MOK.der", "/var/lib/dkms/mok.pub")
 # `NVRM: Xid (PCI:0000:3b:00): 79, pid=..., GPU has fallen off the bus.`; older: without PCI: (NVIDIA, "Xid Errors")
-XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9A-Fa-f:.]+)\): ([0-9]+)(?:,\s*(.*))?")
-STAMP = re.compile(r"\[\s*([0-9]+\.[0-9]+)\]")
+XID = re.compile(r"NVRM: Xid \((?:PCI:)?([0-9A-Fa-f:.]+)\): ([0-9]{1,9})(?:,\s*(.*))?")
+STAMP = re.compile(r"\[\s*([0-9]{1,12}\.[0-9]{1,9})\]")
 # the first second of a boot; a log whose first line is later has lost what came before
 BEGINNING = 5.0
 DEVICE_NODE = re.compile(r"/dev/nvidia[a-z0-9-]*(?:/.*)?")
+BLOCKS = re.compile("[0-9]{1,18}")
 PLACES = ("/", "/boot", "/usr", "/var")
 
 
@@ -127,7 +128,7 @@ def users(root: Root, gpus: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[int, str] = {}
     hidden = 0
     for name in root.names("/proc"):
-        if not name.isdigit():
+        if not name.isdecimal():
             continue
         opened, seen = _opened(root, name)
         hidden += 0 if seen else 1
@@ -174,7 +175,7 @@ def parse_df(text: str) -> dict[str, int]:
     found = {}
     for line in text.splitlines():
         fields = line.split(None, 5)
-        if len(fields) == 6 and fields[3].isdigit():
+        if len(fields) == 6 and BLOCKS.fullmatch(fields[3]):
             found[fields[5]] = int(fields[3]) // 1024
     return found
 

@@ -33,7 +33,8 @@ LIBRARY = re.compile(r"(?:libnvidia-ml|libcuda)\.so\.([0-9]+\.[0-9]+(?:\.[0-9]+)
 # what the vendor's installer leaves and no package has; its log stays after the driver has gone and says nothing
 RUN_FILE_TRACES = ("/usr/bin/nvidia-uninstall", "/usr/bin/nvidia-installer")
 VERSION = re.compile(r"\b([0-9]{2,4}\.[0-9]{1,4}(?:\.[0-9]{1,3})?)\b")
-TOKEN = re.compile(r"[0-9]+|[A-Za-z]+|~")
+COUNT = re.compile("[0-9]{1,9}")
+TOKEN = re.compile(r"[0-9]{1,18}|[A-Za-z]+|~")
 # 2.x: `nvidia, 470.57.02, 5.4.0-80-generic, x86_64: installed`; 3.x: `nvidia/535.183.01, 6.1.0-21-amd64, x86_64: installed`
 DKMS = re.compile(r"([A-Za-z0-9_.+-]+)(?:/|,\s*)([^,:\s]+)(?:,\s*([^,\s]+),\s*([^,:\s]+))?:\s*([a-z]+)\b.*")
 DKMS_STATES = ("added", "built", "installed", "broken")
@@ -45,7 +46,7 @@ def version_key(text: str) -> list[tuple[int, int, str]]:
     for token in TOKEN.findall(text):
         if token == "~":
             keys.append((-1, 0, ""))
-        elif token.isdigit():
+        elif token[0].isdigit():
             keys.append((2, int(token), ""))
         else:
             keys.append((1, 0, token))
@@ -81,7 +82,7 @@ def loaded_modules(root: Root) -> dict[str, int]:
     for line in (text or "").splitlines():
         fields = line.split()
         if len(fields) >= 3:
-            found[fields[0]] = int(fields[2]) if fields[2].isdigit() else 0
+            found[fields[0]] = int(fields[2]) if COUNT.fullmatch(fields[2]) else 0
     return found
 
 

@@ -12,7 +12,8 @@ from xml.etree import ElementTree
 # what an XML 1.0 document may not hold, even where a process has it in its name
 ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 BARE_AMPERSAND = re.compile(r"&(?!(?:#[0-9]+|#x[0-9A-Fa-f]+|amp|lt|gt|quot|apos);)")
-NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
+# as many digits as any of these values has, and few enough for every type
+NUMBER = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]+)?")
 SLOT = re.compile(r"(?:([0-9A-Fa-f]{1,8}):)?([0-9A-Fa-f]{1,2}):([0-9A-Fa-f]{1,2})(?:\.([0-7]))?")
 # a value that says the GPU or its driver is in trouble, and not that the GPU has no such thing
 TROUBLE = re.compile(r"unknown error|gpu is lost|requires reset|\berr!", re.IGNORECASE)
@@ -26,9 +27,9 @@ FLAGS = {
     "not active": False,
     "off": False,
 }
-LISTED_GPU = re.compile(r"GPU\s+(\d+):\s.*\(UUID:\s*(\S+?)\)")
-LISTED_MIG = re.compile(r"\s+MIG\s+(\S+)\s+Device\s+(\d+):\s+\(UUID:\s*(\S+?)\)")
-LISTED_LINK = re.compile(r"\s+Link\s+\d+:\s*(.*)")
+LISTED_GPU = re.compile(r"GPU\s+([0-9]+):\s.*\(UUID:\s*(\S+?)\)")
+LISTED_MIG = re.compile(r"\s+MIG\s+(\S+)\s+Device\s+([0-9]{1,9}):\s+\(UUID:\s*(\S+?)\)")
+LISTED_LINK = re.compile(r"\s+Link\s+[0-9]+:\s*(.*)")
 
 
 @dataclass

@@ -252,6 +252,13 @@ def test_a_gpu_without_an_address_is_not_told() -> None:
     assert report.gpus == [] and report.unread == ["a GPU without a PCI address: '[Unknown Error]'"]
 
 
+def test_numbers_without_end_raise_nothing() -> None:
+    digits = "9" * 5000
+    text = re.sub("[0-9]+ MiB", f"{digits} MiB", captured("h100-580.xml"))
+    assert gpu_smi.parse(text).gpus[0]["memory_mib"] == 10**18
+    assert gpu_smi.parse_list(f"GPU {digits}: x (UUID: a)\n  MIG 1g Device {digits}: (UUID: b)\n") == {"a": {}}
+
+
 @pytest.mark.parametrize(
     ("text", "address"),
     [
