@@ -4,7 +4,7 @@ SHELL := /bin/sh
 export PYTHON
 LAB := python3 -m tests.lab
 .DEFAULT_GOAL := help
-.PHONY: help demo test versions setup lab-up lab-status lab-shell lab-down converge verify plan molecule bench bench-policy bench-firewall bench-egress proof-safety proof-boot build clean
+.PHONY: help demo test versions setup lab-up lab-status lab-shell lab-down converge verify plan molecule bench bench-policy bench-firewall bench-egress proof-safety proof-boot proof-gpu proof-dkms build clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -56,6 +56,12 @@ proof-safety: ## prove that nothing opens and nobody is locked out, while all ch
 
 proof-boot: ## boot a virtual machine in every way that may open it: make proof-boot CASES=broken,full
 	@$(LAB) proof-boot $(if $(CASES),cases=$(CASES))
+
+proof-gpu: ## prove on hosts of their own how the GPU driver comes, changes, is refused and is finished after a failure; parts of it with TESTS="stop or killed"
+	@$(LAB) proof-gpu $(if $(TESTS),-k "$(TESTS)")
+
+proof-dkms: ## have DKMS build Debian's open GPU module for Debian's kernel
+	@$(LAB) proof-dkms
 
 bench-firewall: ## what 100,000 entries of an allowlist cost: seconds to apply, connections per second
 	@$(LAB) bench-firewall

@@ -30,6 +30,8 @@ HELP = {
     "bench": "time and count the site playbook",
     "proof-safety": "prove that nothing opens and nobody is locked out, while all changes",
     "proof-boot": "boot a virtual machine in every way that may open it",
+    "proof-gpu": "prove how the GPU driver comes, changes, is refused and is finished",
+    "proof-dkms": "have DKMS build Debian's open GPU module for Debian's kernel",
     "bench-firewall": "time the packet filter with short and long allowlists",
     "bench-egress": "what a flood of refused requests from one host costs another",
     "molecule": "the molecule scenario, or the molecule command given",
@@ -65,6 +67,10 @@ def verbs(rest: list[str]) -> dict[str, Callable[[], object]]:
         collection.install()
         collection.module("tests.vm", *rest)
 
+    def tested(*files: str) -> None:
+        collection.install()
+        collection.run("pytest", "-v", "-p", "no:cacheprovider", *(f"tests/faults/{name}" for name in files), *rest)
+
     def bench_firewall() -> None:
         collection.install()
         collection.module("tests.lab.bench_firewall", *rest)
@@ -97,6 +103,8 @@ def verbs(rest: list[str]) -> dict[str, Callable[[], object]]:
         "bench": lambda: collection.module("tests.lab.bench", *rest),
         "proof-safety": proof,
         "proof-boot": proof_boot,
+        "proof-gpu": lambda: tested("test_gpu_driver.py", "proof_gpu_driver.py"),
+        "proof-dkms": lambda: tested("proof_gpu_dkms.py"),
         "bench-firewall": bench_firewall,
         "bench-egress": bench_egress,
         "molecule": molecule,
