@@ -96,6 +96,16 @@ def choose(wanted: Wanted, offered: Mapping[str, Sequence[tuple[str, str]]], url
     return found
 
 
+def choose_siblings(wanted: Wanted, offered: Mapping[str, Sequence[tuple[str, str]]]) -> dict[str, str]:
+    """Return the versions of further packages of the driver that are offered as it is wanted."""
+    found = {}
+    for name, entries in offered.items():
+        fitting = [version for version, _url in entries if plan.upstream(version) == wanted.version]
+        if fitting:
+            found[name] = fitting[0]
+    return found
+
+
 def missing_faults(
     wanted: Wanted, chosen: Mapping[str, str], offered: Mapping[str, Sequence[tuple[str, str]]], fabric: Sequence[str]
 ) -> list[dict[str, str]]:
@@ -249,7 +259,7 @@ class Apt:
         return parse_madison(self._run(["apt-cache", "madison", "--", *names]).stdout)
 
     def simulate(self, chosen: Mapping[str, str]) -> Simulation:
-        """Return what installing exactly these would do."""
+        """Return what installing exactly these would do; one without a version is removed."""
         result = self._run([*INSTALL[:-1], "-s", "install", *_versions(chosen)])
         return parse_simulation(result.stdout) if result.rc == 0 else Simulation(refusal=reason(result))
 
@@ -288,7 +298,8 @@ class Apt:
 
 
 def _versions(chosen: Mapping[str, str]) -> list[str]:
-    return [f"{name}={version}" for name, version in sorted(chosen.items())]
+    """Arguments of apt-get install: a package in its version, or with a minus at its end one that has to go."""
+    return [f"{name}={version}" if version else f"{name}-" for name, version in sorted(chosen.items())]
 
 
 def _names(directory: str) -> list[str]:

@@ -162,29 +162,26 @@ class Work:
         found = apt.missing_faults(wanted, chosen, offered, fabric)
         if found:
             return found
+        # by name, or apt would sooner keep the held ones as they are
+        behind = plan.stragglers(self.host, wanted, loose=True)
+        others = source.offered(behind) if behind else {}
+        chosen.update(apt.choose_siblings(wanted, others))
+        gone = plan.superseded([name for name in behind if name not in chosen], self.host, wanted)
+        chosen.update(dict.fromkeys(gone, ""))
         simulation = source.simulate(chosen)
         if not simulation.refusal:
-            found += self._take_along(source, wanted, chosen, simulation)
-            simulation = source.simulate(chosen)
+            found += self._left_behind([*chosen, *simulation.changed, *simulation.removed])
         found += apt.simulation_faults(simulation, wanted)
         self.simulation, self.chosen = simulation, apt.requests(chosen, simulation, wanted)
         return found
 
-    def _take_along(
-        self, source: apt.Apt, wanted: inputs.Wanted, chosen: dict[str, str], simulation: apt.Simulation
-    ) -> list[dict[str, str]]:
-        """Choose installed packages of the driver that the transaction would leave behind, too; name those that cannot come along."""
-        handled = [*simulation.changed, *simulation.removed]
-        behind = plan.stragglers(self.host, wanted, handled, loose=True)
-        others = source.offered(behind) if behind else {}
+    def _left_behind(self, handled: Sequence[str]) -> list[dict[str, str]]:
+        """Name installed packages of the driver that would stay in another version."""
         found = []
-        for name in behind:
-            fitting = [entry[0] for entry in others.get(name, ()) if plan.upstream(entry[0]) == wanted.version]
-            if fitting:
-                chosen[name] = fitting[0]
-            elif not plan.LOOSE.fullmatch(name):
-                text = f"{name} {self.host['packages'][name]['version']} is installed and not to be had in {wanted.version}"
-                found.append(faults.fault("packages", text, f"run apt-get purge {name}, or add it to the repository"))
+        for name in plan.stragglers(self.host, self.wanted, handled) if self.wanted else []:
+            there = self.host["packages"][name]["version"]
+            text = f"{name} {there} is installed and not to be had in {self.options['version']}"
+            found.append(faults.fault("packages", text, f"run apt-get purge {name}, or add it to the repository"))
         return found
 
     def _key_faults(self, repository: inputs.Repository, private: apt.Apt, base: str, url: str) -> list[dict[str, str]]:
@@ -303,7 +300,7 @@ class Work:
     def packages(self) -> dict[str, str]:
         """The packages of the transaction, or those that are installed already, with their versions."""
         if self.chosen or self.wanted is None:
-            return dict(sorted(self.chosen.items()))
+            return {name: version for name, version in sorted(self.chosen.items()) if version}
         seen = self.host["packages"]
         return {name: seen[name]["version"] for name in self.wanted.names if name in seen}
 
@@ -346,7 +343,8 @@ class Work:
             )
         if self.left:
             self.host = self._collect()
-            host.hold(sorted({*self.chosen, *plan.siblings(self.host, wanted)}))
+            there = {name for name, version in self.chosen.items() if version}
+            host.hold(sorted({*there, *plan.siblings(self.host, wanted)}))
         said = self._finish(wanted, blacklist)
         if said:
             self._mark("incomplete", "; ".join(said))

@@ -48,6 +48,7 @@ BLACKLIST = (
     "nvlink5-",
     "xserver-xorg-video-nvidia",
 )
+BRANCH = re.compile(r"-\d{3}(-open|-server)*$")
 DRIVER_VERSION = re.compile(r"\d{3}\.\d+(\.\d+)?")
 # in versions of their own in the distributions
 LOOSE = re.compile(
@@ -180,6 +181,19 @@ def stragglers(host: Mapping[str, Any], wanted: Wanted, handled: Sequence[str] =
         and DRIVER_VERSION.fullmatch(upstream(seen["version"]))
         and upstream(seen["version"]) != wanted.version
     ]
+
+
+def superseded(names: Sequence[str], host: Mapping[str, Any], wanted: Wanted) -> list[str]:
+    """Return those of the installed packages that are the wanted ones under the name of another branch, so that they have to go."""
+    bases = {BRANCH.sub("", name) for name in wanted.names}
+    branch = wanted.version.split(".")[0]
+    found = []
+    for name in names:
+        old = upstream(host["packages"][name]["version"]).split(".")[0]
+        own = old != branch and re.search(rf"-{old}(-|$)", name)
+        if own or (BRANCH.sub("", name) in bases and name not in wanted.names):
+            found.append(name)
+    return found
 
 
 def unfinished(host: Mapping[str, Any], marker: Mapping[str, Any]) -> bool:
