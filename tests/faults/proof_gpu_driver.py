@@ -126,19 +126,22 @@ def test_the_local_repository_package_is_a_source_and_its_sum_is_kept(host: GpuH
     assert host.driver(NEXT, source=source, toolkit=without).good().count("changed") == 0
 
 
-def unfinished(host: GpuHost) -> str:
-    """What the marker says of the transaction."""
-    return str(json.loads(host.said(f"cat {MARKER}"))["phase"])
+def told_incomplete(host: GpuHost, version: str) -> None:
+    """The host remembers the transaction, and a run that only looks says that it did not complete and would be finished."""
+    assert json.loads(host.said(f"cat {MARKER}"))["phase"] in ("begun", "failed")
+    before = host.listing()
+    looked = host.driver(version, "--check", "-v").good()
+    assert '"state": "incomplete"' in looked.out and "did not complete" in looked.out, looked.out[-4000:]
+    assert looked.count("changed") >= 1
+    assert host.listing() == before
 
 
 def test_a_package_that_fails_half_way_is_told_and_the_next_run_finishes(host: GpuHost) -> None:
     host.put(File(repository.FAIL, b""))
     ran = host.driver(FIRST)
     assert ran.rc != 0 and "nvidia-kernel-open-dkms" in ran.out, ran.out[-4000:]
-    assert unfinished(host) != "complete"
     assert "nvidia-kernel-open-dkms" not in host.versions()
-    told = host.driver(FIRST, "--check").good()
-    assert told.count("changed") >= 1
+    told_incomplete(host, FIRST)
     host.driver(FIRST).good()
     whole(host, FIRST)
 
@@ -157,6 +160,7 @@ def test_apt_that_is_killed_half_way_is_told_and_the_next_run_finishes(host: Gpu
     ran = host.driver(version)
     assert time.monotonic() - started < 120
     assert ran.rc != 0, ran.out[-4000:]
-    assert unfinished(host) != "complete"
+    assert host.said("dpkg --audit") != "", "it was not killed in the middle"
+    told_incomplete(host, version)
     host.driver(version).good()
     whole(host, version)
