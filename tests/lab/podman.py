@@ -85,7 +85,7 @@ def remove_stand(prefix: str = STAND_PREFIX) -> None:
     named = ("--format", "{{.Name}}", "--filter", f"name=^{prefix}")
     hosts = capture(podman("ps", "--all", "--format", "{{.Names}}", *named[2:])).split()
     if hosts:
-        capture(podman("rm", "--force", "--ignore", "--time", "0", "--volumes", *hosts))
+        capture(podman("rm", "--force", "--depend", "--ignore", "--time", "0", "--volumes", *hosts))
     for network in capture(podman("network", "ls", *named)).split():
         capture(podman("network", "rm", "--force", "--time", "0", network))
 

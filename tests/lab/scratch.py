@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import time
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import yaml
 from tests.lab import image
 from tests.lab.backend import File
 from tests.lab.collection import plain, tool
-from tests.lab.podman import SCRATCH_PREFIX, Podman, podman, tar_of
+from tests.lab.podman import SCRATCH_PREFIX, Podman, podman, remove_stand, tar_of
 from tests.lab.shell import CACHE, LAB, ROOT, LabError, capture, lock, remove_tree, succeeds
 from tests.lab.site import Answer
 
@@ -49,6 +50,18 @@ class Ran:
         return self
 
 
+@cache
+def sweep() -> None:
+    """Remove what a run left that was killed: its process is gone, and its containers bear that process's number."""
+    listed = capture(podman("ps", "--all", "--format", "{{.Names}}", "--filter", f"name=^{SCRATCH_PREFIX}")).split()
+    folders = [path.name for path in (LAB / "scratch").glob(f"{SCRATCH_PREFIX}*")]
+    numbers = {name.removeprefix(SCRATCH_PREFIX).partition("-")[0] for name in (*listed, *folders)}
+    for number in sorted(number for number in numbers if not Path("/proc", number).exists()):
+        remove_stand(f"{SCRATCH_PREFIX}{number}-")
+        for folder in (LAB / "scratch").glob(f"{SCRATCH_PREFIX}{number}-*"):
+            remove_tree(folder)
+
+
 class Container:
     """One container of the lab's image, removed by its id."""
 
@@ -58,6 +71,7 @@ class Container:
             with lock(CACHE / "lock"):
                 backend.prepare({})
                 built = image.ensure(backend)
+        sweep()
         self.name = f"{SCRATCH_PREFIX}{os.getpid()}-{name}"
         arguments = [f"--name={self.name}", "--no-hosts", "--stop-timeout=10", *options]
         self.id = capture(podman("create", *arguments, built, *command)).strip()
