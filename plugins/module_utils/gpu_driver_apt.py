@@ -190,7 +190,7 @@ class Apt:
         _link_all(f"{ETC}/sources.list.d", os.path.join(base, "sources"), (".list", ".sources"))
         _link_all(f"{ETC}/preferences.d", os.path.join(base, "preferences"), "")
         if os.path.exists(f"{ETC}/apt.conf"):
-            os.symlink(f"{ETC}/apt.conf", os.path.join(base, "conf", "zz-apt.conf"))
+            os.symlink(f"{ETC}/apt.conf", os.path.join(base, "conf", "zzy-apt.conf"))
         cleared = "".join(f"#clear {name};\n" for name in HOOKS)
         _write(os.path.join(base, "conf", "zzz-moat-private"), cleared)
         _write(
@@ -311,7 +311,9 @@ def _names(directory: str) -> list[str]:
 
 def list_prefix(url: str) -> str:
     """Return how the names of the package lists of an address begin in apt's directory of them."""
-    return re.sub(r"^[a-z]+:/{0,2}", "", url).rstrip("/").replace("_", "%5f").replace("/", "_") or "/"
+    rest = url.partition(":")[2]
+    rest = rest[2:] if rest.startswith("//") else rest
+    return rest.rstrip("/").replace("_", "%5f").replace("/", "_") or "/"
 
 
 def _link_all(source: str, target: str, endings: Any, without: tuple[str, ...] = ()) -> None:

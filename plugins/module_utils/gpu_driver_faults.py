@@ -134,7 +134,7 @@ def _distribution(host: Mapping[str, Any]) -> list[dict[str, str]]:
     if not supported(host):
         seen = host["distribution"]
         name = f"{seen['id'] or 'a distribution without a name'} {seen['version']}".strip()
-        why = ", whose packages come by dnf" if seen["family"] == "redhat" else ""
+        why = ", whose packages come by dnf," if seen["family"] == "redhat" else ""
         text = f"{name}{why} is not supported"
         found.append(fault("distribution", text, "use Debian 12 or 13, or Ubuntu 22.04 or 24.04"))
     if host["machine"] != "x86_64":

@@ -132,14 +132,14 @@ def _source_faults(key: str, source: Mapping[str, Any]) -> list[str]:
         faults.append(
             f"{key}.url: it has a password in it; put that into a file in /etc/apt/auth.conf.d (apt_auth.conf(5))"
         )
+    flat = source["suite"].endswith("/")
     if not SUITE.fullmatch(source["suite"]):
         faults.append(
             f"{key}.suite: {source['suite']!r} is no suite; write one such as bookworm, or / for a flat repository"
         )
-    flat = source["suite"].endswith("/")
-    if flat and source["components"]:
+    elif flat and source["components"]:
         faults.append(f"{key}.components: a flat repository has none; remove them, or name the suite")
-    if source["url"] and not flat and not source["components"]:
+    elif source["url"] and not flat and not source["components"]:
         faults.append(f"{key}.components: the suite {source['suite']} has some; write them, such as [non-free]")
     for word in source["components"]:
         if not WORD.fullmatch(word):
