@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.testing import patch_module_args
-from ansible_collections.moat.inference.plugins.module_utils import files
+from ansible_collections.moat.inference.plugins.module_utils import files, gpu_facts, openpgp
 from ansible_collections.moat.inference.plugins.module_utils import gpu_driver_apt as apt
 from ansible_collections.moat.inference.plugins.module_utils import gpu_driver_host as hands
 from ansible_collections.moat.inference.plugins.module_utils import gpu_driver_plan as plan
-from ansible_collections.moat.inference.plugins.module_utils import openpgp
 from ansible_collections.moat.inference.plugins.module_utils.run import CommandError, Result
 from ansible_collections.moat.inference.plugins.modules import gpu_driver
 from ansible_collections.moat.inference.tests.unit.plugins.module_utils import gpu_driver_samples as samples
@@ -45,7 +44,7 @@ class Machine:
         self.loads = True
 
     def collect(self, _root: Any) -> dict[str, Any]:
-        return json.loads(json.dumps(self.facts))
+        return dict(json.loads(json.dumps(self.facts)))
 
     def words(self, *first: str) -> list[str]:
         return [" ".join(argv) for argv in self.ran if argv[: len(first)] == list(first)]
@@ -135,7 +134,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     ):
         monkeypatch.setattr(plan, key, value)
     monkeypatch.setattr(hands, "TEMPORARY", str(tmp_path))
-    monkeypatch.setattr(hands.gpu_facts, "collect", made.collect)
+    monkeypatch.setattr(gpu_facts, "collect", made.collect)
     monkeypatch.setattr(hands, "Root", ProgramRoot)
     monkeypatch.setattr(gpu_driver, "Runner", lambda _module: made)
     # whoever runs the tests owns the files
@@ -179,7 +178,7 @@ def marker() -> dict[str, Any]:
 def test_a_bare_host_gets_all_of_it_and_a_second_run_changes_nothing(call: Any, machine: Machine) -> None:
     result = call()
     assert result["changed"] and result["state"] == "installed", result
-    assert result["packages"] == {name: f"{VERSION}-1" for name in sorted(NAMES)}
+    assert result["packages"] == dict.fromkeys(sorted(NAMES), f"{VERSION}-1")
     assert all(entry["held"] for entry in machine.facts["packages"].values())
     (transaction,) = [word for word in changing(machine) if " install " in word]
     assert all(f" {name}={VERSION}-1" in transaction for name in NAMES)
