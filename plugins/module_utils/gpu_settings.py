@@ -432,7 +432,7 @@ def main(arguments: Sequence[str], system: System | None = None) -> int:
     for fault in run.faults:
         sys.stderr.write(f"<3>gpu: {fault}\n")
     if not run.faults and seen is not None:
-        run.say(f"{len(seen.gpus)} GPUs {'looked at' if check else 'as declared'}")
+        run.say(f"GPUs {'looked at' if check else 'as declared'}: {len(seen.gpus)}")
     if run.wrong:
         return EX_CONFIG
     return 1 if run.faults else 0
