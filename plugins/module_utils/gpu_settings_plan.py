@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from xml.etree import ElementTree
 
 DECLARATION = "/etc/moat/gpu.json"
 UUID = re.compile(r"GPU-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -106,10 +106,15 @@ class Plan:
     unmet: list[str] = field(default_factory=list)
 
 
+def is_number(value: Any, *kinds: type) -> bool:
+    """Whether value is of one of the kinds; true and false are no numbers, though Python has them as such."""
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
 def clock_range(value: Any) -> bool:
     """Whether value is {"min": MHz, "max": MHz}."""
     good = isinstance(value, dict) and set(value) == {"min", "max"}
-    return good and all(type(n) is int and n > 0 for n in value.values()) and value["min"] <= value["max"]
+    return good and all(is_number(n, int) and n > 0 for n in value.values()) and value["min"] <= value["max"]
 
 
 def parse_declaration(text: str) -> dict[str, Any]:
@@ -124,7 +129,7 @@ def parse_declaration(text: str) -> dict[str, Any]:
     faults = [f"{key} is no setting" for key in sorted(set(result) - {"persistence", "wait_s", "gpus"})]
     if not isinstance(result["persistence"], bool):
         faults.append("persistence has to be true or false")
-    if type(result["wait_s"]) is not int or not 0 <= result["wait_s"] <= 600:
+    if not is_number(result["wait_s"], int) or not 0 <= result["wait_s"] <= 600:
         faults.append("wait_s has to be a whole number of seconds from 0 to 600")
     for key, settings in result["gpus"].items():
         if key != "all" and not UUID.fullmatch(key):
@@ -134,7 +139,7 @@ def parse_declaration(text: str) -> dict[str, Any]:
             continue
         for name, value in settings.items():
             if name == "power_limit_w":
-                good, form = type(value) in (int, float) and value > 0, "a number of watts"
+                good, form = is_number(value, int, float) and value > 0, "a number of watts"
             elif name in ("graphics_clock_mhz", "memory_clock_mhz"):
                 good, form = clock_range(value), '{"min": MHz, "max": MHz} with min not above max'
             elif name == "mig":
@@ -291,7 +296,7 @@ def plan_mig(gpu: Gpu, wanted: Sequence[str], seen: Seen, plan: Plan) -> None:
     now = seen.layout.get(gpu.index, ())
     whole = all(seen.computes.get((gpu.index, number)) == (name,) for name, number in now)
     same_mode = gpu.mig is None or gpu.mig == bool(wanted)
-    if faults or (same_mode and (not wanted or (Counter(n for n, _ in now) == Counter(wanted) and whole))):
+    if faults or (same_mode and (not wanted or (Counter(name for name, _number in now) == Counter(wanted) and whole))):
         return
     where = f"GPU {gpu.uuid}"
     if not same_mode and gpu.mig_pending == bool(wanted):
