@@ -15,15 +15,25 @@ def gpu_slots(host: Mapping[str, Any]) -> list[str]:
     return sorted(d["slot"] for d in host["devices"] if d["vendor"] == "nvidia" and d["kind"] == "gpu")
 
 
+def in_use(gpu: Mapping[str, Any]) -> bool:
+    """Whether a process computes on the GPU: it may have taken all the memory, and shows itself that CUDA works."""
+    return any("C" in (process["type"] or "") for process in gpu["processes"])
+
+
 def targets(host: Mapping[str, Any]) -> list[str]:
-    """Return the UUIDs of what CUDA can work on: each GPU, or each MIG instance of one in MIG mode."""
+    """Return the UUIDs of what CUDA can work on: each GPU that nobody uses, or each MIG instance of one in MIG mode.
+
+    An empty UUID is whatever CUDA shows, for a host whose GPUs nvidia-smi does not list.
+    """
     found = []
     for gpu in host["gpus"]:
+        if in_use(gpu):
+            continue
         if gpu["mig"]["current"]:
             found += [instance["uuid"] for instance in gpu["mig"]["instances"] if instance["uuid"]]
         elif gpu["uuid"]:
             found.append(gpu["uuid"])
-    return found
+    return found if host["gpus"] else [""]
 
 
 def answer(result: Result) -> dict[str, Any]:

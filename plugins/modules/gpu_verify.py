@@ -22,7 +22,7 @@ options:
     type: bool
     default: true
   cuda:
-    description: Whether CUDA is called.
+    description: Whether CUDA is called. A GPU on which a process computes is left alone in any case.
     type: bool
     default: true
   library:
@@ -102,7 +102,7 @@ def main() -> None:
         # a process of its own for each: a driver that hangs or crashes takes its caller along
         program = inspect.getsource(gpu_cuda)
         argv = [sys.executable, "-I", "-", options["library"], str(options["timeout"])]
-        for uuid in gpu_verify.targets(host) or [""]:
+        for uuid in gpu_verify.targets(host):
             visible = {"CUDA_VISIBLE_DEVICES": uuid} if uuid else {}
             calls[uuid] = gpu_verify.answer(runner.run(argv, stdin=program, ok=range(-64, 256), env=visible))
     faults = gpu_verify.faults(host, calls, options["expected_version"], options["xids"])

@@ -16,6 +16,7 @@ GPU = {
     "uuid": "GPU-1",
     "mig": {"current": False, "instances": []},
     "remapped_rows": {"failure": False},
+    "processes": [],
 }
 HOST: dict[str, Any] = {
     "kernel": {"running": "6.1.0-42-amd64"},
@@ -112,6 +113,13 @@ def test_cuda_is_asked_for_gpus_and_for_instances_of_those_in_mig_mode() -> None
     instances = [{"uuid": "MIG-1"}, {"uuid": None}, {"uuid": "MIG-2"}]
     split = {**GPU, "uuid": "GPU-2", "mig": {"current": True, "instances": instances}}
     assert gpu_verify.targets(changed(gpus=[GPU, split])) == ["GPU-1", "MIG-1", "MIG-2"]
+
+
+def test_a_gpu_on_which_a_process_computes_is_left_alone() -> None:
+    for kind, asked in (("C", []), ("C+G", []), ("G", ["GPU-1"]), (None, ["GPU-1"])):
+        busy = {**GPU, "processes": [{"pid": 7, "name": "vllm", "memory_mib": 1, "type": kind}]}
+        assert gpu_verify.targets(changed(gpus=[busy])) == asked
+    assert gpu_verify.targets(changed(gpus=[])) == [""]
 
 
 def result(rc: int, out: str = "", err: str = "") -> Result:

@@ -23,6 +23,7 @@ GPU = {
     "uuid": "GPU-1",
     "mig": {"current": False, "instances": []},
     "remapped_rows": {"failure": False},
+    "processes": [],
 }
 HOST: dict[str, Any] = {
     "kernel": {"running": "6.1.0-42-amd64"},
