@@ -26,8 +26,9 @@ LOCAL = f"{STATE_DIRECTORY}/gpu-repository"
 MANAGED = "Managed by moat.inference."
 # everything that is built from the driver, under the names of the vendor and of both distributions
 FAMILY = re.compile(
-    r"(nvidia-(?!container|cuda-(?!mps)|profiler|visual-profiler|vaapi|opencl-dev)|libnvidia-(?!container|ml-dev)|linux-(modules|objects|signatures)-nvidia-|"
-    r"libcuda1|libcudadebugger1|cuda-drivers|firmware-nvidia-|libnvcuvid1|libnvoptix1|libnvfbc1|nvlink5-|xserver-xorg-video-nvidia|lib(gl1?|egl|gles|glx|glvkspirv)[a-z0-9-]*nvidia).*"
+    r"(nvidia-(?!container|cuda-(?!mps)|profiler|visual-profiler|vaapi|opencl-dev)|libnvidia-(?!container|ml-dev)|"
+    r"linux-(modules|objects|signatures)-nvidia-|libcuda1|libcudadebugger1|cuda-drivers|firmware-nvidia-|libnvcuvid1|libnvoptix1|"
+    r"libnvfbc1|nvlink5-|xserver-xorg-video-nvidia|lib(gl1?|egl|gles|glx|glvkspirv)[a-z0-9-]*nvidia).*"
 )
 TOOLKIT = re.compile(r"nvidia-container-.*|libnvidia-container.*")
 # globs of apt_preferences(5) for the same

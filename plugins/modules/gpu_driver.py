@@ -277,13 +277,10 @@ def specification() -> dict[str, Any]:
     """Return the module's options."""
     words = {"type": "list", "elements": "str", "default": []}
     text = {"type": "str", "default": ""}
-    repository = {
-        "url": text,
-        "suite": {"type": "str", "default": "/"},
-        "components": words,
-        "key": text,
-        "fingerprint": text,
-    }
+    # a public key is no secret
+    key = {"type": "str", "default": "", "no_log": False}
+    suite = {"type": "str", "default": "/"}
+    repository = {"url": text, "suite": suite, "components": words, "key": key, "fingerprint": text}
     number = {"type": "int", "required": True}
     clock = {"type": "dict", "options": {"min": number, "max": number}}
     kinds = ["vendor", "distribution", "local", "mirror"]
