@@ -40,7 +40,7 @@ HOOKS = (
 HELPER = "/usr/lib/apt/apt-helper"
 INST = re.compile(r"^Inst (?P<name>\S+)(?: \[(?P<old>[^\]]*)\])? \((?P<new>\S+) ", re.MULTILINE)
 REMOVED = re.compile(r"^(?:Remv|Purg) (?P<name>\S+)", re.MULTILINE)
-ETC = "/etc/apt"
+ETC, LISTS = "/etc/apt", "/var/lib/apt/lists"
 
 
 @dataclass(frozen=True)
@@ -185,20 +185,20 @@ class Apt:
     def _make(self) -> None:
         base = self._private
         for name in ("conf", "sources", "preferences", "keyrings", "lists/partial", "cache/archives/partial"):
-            os.makedirs(os.path.join(base, name), mode=0o755, exist_ok=True)
+            make_directory(os.path.join(base, name))
         _link_all(f"{ETC}/apt.conf.d", os.path.join(base, "conf"), "")
         _link_all(f"{ETC}/sources.list.d", os.path.join(base, "sources"), (".list", ".sources"))
         _link_all(f"{ETC}/preferences.d", os.path.join(base, "preferences"), "")
         if os.path.exists(f"{ETC}/apt.conf"):
             os.symlink(f"{ETC}/apt.conf", os.path.join(base, "conf", "zzy-apt.conf"))
         cleared = "".join(f"#clear {name};\n" for name in HOOKS)
-        _write(os.path.join(base, "conf", "zzz-moat-private"), cleared)
+        _write(os.path.join(base, "conf", "zzz-moat-private"), cleared.encode())
         _write(
             os.path.join(base, "apt.conf"),
             f'Dir::Etc::main "/dev/null";\nDir::Etc::parts "{base}/conf";\n'
             f'Dir::Etc::sourceparts "{base}/sources";\nDir::Etc::preferencesparts "{base}/preferences";\n'
             f'Dir::State::lists "{base}/lists";\nDir::Cache "{base}/cache";\n'
-            'Dir::Cache::pkgcache "";\nDir::Cache::srcpkgcache "";\nDebug::NoLocking "true";\n',
+            'Dir::Cache::pkgcache "";\nDir::Cache::srcpkgcache "";\nDebug::NoLocking "true";\n'.encode(),
         )
         self._environment["APT_CONFIG"] = os.path.join(base, "apt.conf")
 
@@ -214,8 +214,7 @@ class Apt:
                 for keyring in texts:
                     if keyring.startswith(plan.KEYRINGS):
                         content = content.replace(keyring.encode(), self._place(keyring).encode())
-            with open(target, "wb") as handle:
-                handle.write(content)
+            _write(target, content)
 
     def hide(self, paths: Sequence[str]) -> None:
         """Leave files of the host out of the private state."""
@@ -231,24 +230,26 @@ class Apt:
         return os.path.join(self._private, moved[directory], name) if directory in moved else ""
 
     def update(self, sources: Mapping[str, str]) -> str:
-        """Fetch package lists; return why that failed, or "".
+        """Fetch the package lists of the named files, each with its address; return why that failed, or "".
 
-        In a private state only those of the named files, each with its address, are fetched when the host has the rest already.
+        All lists are fetched where the host has none yet. Sources that have nothing to do with the driver may be out of order.
         """
-        if not self._private:
+        if not any(name.endswith(("Release", "_Packages", ".lz4")) for name in _names(LISTS)):
             return self._failure(UPDATE)
-        lists = os.path.join(self._private, "lists")
-        host = [name for name in _names("/var/lib/apt/lists") if name.endswith(("Release", "_Packages", ".lz4"))]
-        if not host:
-            return self._failure(UPDATE)
-        _link_all("/var/lib/apt/lists", lists, "", tuple(list_prefix(url) for url in sources.values()))
+        if self._private:
+            own = tuple(list_prefix(url) for url in sources.values())
+            _link_all(LISTS, os.path.join(self._private, "lists"), "", own)
         for path in sources:
-            one = os.path.join(self._private, "sources", os.path.basename(path))
+            one = self._place(path) if self._private else path
             argv = [*UPDATE[:-1], "-o", f"Dir::Etc::sourcelist={one}", "-o", "Dir::Etc::sourceparts=/dev/null"]
             failed = self._failure([*argv, "-o", "APT::Get::List-Cleanup=false", "update"])
             if failed:
                 return failed
         return ""
+
+    def refresh(self) -> None:
+        """Fetch the lists of all sources, as far as they can be had."""
+        self._run(UPDATE)
 
     def _failure(self, argv: Sequence[str]) -> str:
         result = self._run(argv)
@@ -324,6 +325,16 @@ def _link_all(source: str, target: str, endings: Any, without: tuple[str, ...] =
             os.symlink(path, os.path.join(target, name))
 
 
-def _write(path: str, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as handle:
-        handle.write(text)
+def _write(path: str, content: bytes) -> None:
+    """Write a file that apt's own user can read, whatever the umask."""
+    with open(path, "wb") as handle:
+        handle.write(content)
+    os.chmod(path, 0o644)
+
+
+def make_directory(path: str) -> None:
+    """Make a directory and those above it, for apt's own user to enter, whatever the umask."""
+    if not os.path.isdir(path):
+        make_directory(os.path.dirname(path))
+        os.mkdir(path)
+        os.chmod(path, 0o755)

@@ -56,6 +56,7 @@ class Work:
         self._keyrings: dict[str, bytes] = {}
         self._urls: dict[str, str] = {}
         self._base = ""
+        self._stale = False  # the host's own package lists
         self._private: apt.Apt | None = None
         self.skipped = not faults.gpus(self.host) and not faults.find(self.host, options, False)
 
@@ -151,7 +152,13 @@ class Work:
             where = where or "the host's own sources"
             remedy = "look whether the host reaches them (through its proxy for apt) and whether another entry names them with another key"
             return [faults.fault("source", f"the package lists of {where} cannot be had: {failed}", remedy)]
-        return self._offer(private, wanted, list(sources.values()))
+        found = self._offer(private, wanted, list(sources.values()))
+        if found:
+            # what comes along of the distribution may have moved on since the host last looked
+            private.refresh()
+            self._stale = True
+            found = self._offer(private, wanted, list(sources.values()))
+        return found
 
     def _offer(self, source: apt.Apt, wanted: inputs.Wanted, urls: Sequence[str]) -> list[dict[str, str]]:
         """Choose the packages and look what their transaction would do."""
@@ -241,7 +248,7 @@ class Work:
         target = os.path.join(base, repository.sha256[:16])
         part = f"{target}.part"
         shutil.rmtree(part, ignore_errors=True)
-        os.makedirs(part, mode=0o755)
+        apt.make_directory(part)
         try:
             self._runner.run(["dpkg-deb", "-x", repository.file, part])
         except CommandError as error:
@@ -325,7 +332,7 @@ class Work:
         if wanted is None:
             raise Refused("there is nothing that could be installed")
         self._fetch()
-        os.makedirs(plan.STATE_DIRECTORY, mode=0o755, exist_ok=True)
+        apt.make_directory(plan.STATE_DIRECTORY)
         again = self.marker.get("phase") not in (None, "complete")
         self._mark("begun")
         host = apt.Apt(self._runner)
@@ -356,6 +363,10 @@ class Work:
     def _fetch(self) -> None:
         """Download the packages into the private state, where their sums are checked before anything is touched."""
         said = self._private.fetch(self.chosen) if self._private and self.left else ""
+        if said and self._private and not self._stale:
+            self._private.refresh()
+            self._stale = True
+            said = self._private.fetch(self.chosen)
         if said:
             remedy = "do not trust the repository until its owner says why, or look whether the host reaches it"
             found = [faults.fault("packages", f"the packages cannot be had as they were signed: {said}", remedy)]
@@ -373,9 +384,14 @@ class Work:
                         raise Refused(said)
             steps.paths(self.paths)
             if self.left or any(change.path.startswith(plan.SOURCES) for change in self.paths.files):
-                said = host.update({})
+                final = {name: url for name, url in self._urls.items() if url.startswith("file:/")}
+                said = host.update(
+                    {plan.sources_path(item): final.get(item.name, item.url) for item in wanted.repositories}
+                )
                 if said:
                     raise Refused(f"the package lists cannot be had: {said}")
+                if self._stale:
+                    host.refresh()
             if self.left:
                 urls = [self._urls.get(item.name, item.url) for item in wanted.repositories]
                 found = self._offer(host, wanted, urls)

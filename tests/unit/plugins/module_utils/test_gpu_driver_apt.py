@@ -245,6 +245,41 @@ def test_files_in_the_private_state_take_the_place_of_the_hosts_and_leave_those_
     assert (etc / "sources.list.d" / "debian.sources").exists()
 
 
+def test_lists_of_the_named_sources_alone_are_fetched_where_the_host_has_lists(
+    etc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    monkeypatch.setattr(apt, "LISTS", str(lists))
+    recorder, sources = Recorder(), f"{etc}/sources.list.d/moat-gpu.sources"
+    private = apt.Apt(Runner(recorder), str(tmp_path / "private"))
+    assert private.update({sources: "http://m/x/"}) == ""
+    assert not any("Dir::Etc::sourcelist" in word for word in recorder.ran[-1])
+    for name in ("deb.debian.org_debian_InRelease", "m_x_InRelease", "m_x_Packages", "lock"):
+        (lists / name).write_text("")
+    assert private.update({sources: "http://m/x/"}) == ""
+    assert f"Dir::Etc::sourcelist={tmp_path}/private/sources/moat-gpu.sources" in recorder.ran[-1]
+    assert sorted(path.name for path in (tmp_path / "private" / "lists").iterdir() if path.is_symlink()) == [
+        "deb.debian.org_debian_InRelease"
+    ]
+    host_apt = apt.Apt(Runner(recorder))
+    assert host_apt.update({sources: "http://m/x/"}) == ""
+    assert f"Dir::Etc::sourcelist={sources}" in recorder.ran[-1] and "APT::Get::List-Cleanup=false" in recorder.ran[-1]
+    host_apt.refresh()
+    assert recorder.ran[-1] == list(apt.UPDATE)
+
+
+def test_apts_own_user_can_read_what_is_made_for_it(etc: Path, tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        private = apt.Apt(Runner(Recorder()), str(tmp_path / "private"))
+        private.set_files({f"{etc}/keyrings/moat-gpu.gpg": b"key"})
+    finally:
+        os.umask(before)
+    made = tmp_path / "private" / "keyrings"
+    assert made.stat().st_mode & 0o777 == 0o755 and (made / "moat-gpu.gpg").stat().st_mode & 0o777 == 0o644
+
+
 def test_one_transaction_names_every_version_and_what_has_to_go(etc: Path, tmp_path: Path) -> None:
     recorder = Recorder({"-s": (0, SIMULATED, "")})
     host_apt = apt.Apt(Runner(recorder))
@@ -265,7 +300,8 @@ def test_apt_that_fails_is_told_in_its_words() -> None:
     recorder = Recorder({"apt-get": (100, "", "E: Failed to fetch x  Hash Sum mismatch"), "dpkg": (1, "", "broken")})
     host_apt = apt.Apt(Runner(recorder))
     said = "E: Failed to fetch x  Hash Sum mismatch"
-    assert host_apt.fetch({"a": "1"}) == host_apt.install({"a": "1"}) == host_apt.update({}) == said
+    assert host_apt.fetch({"a": "1"}) == host_apt.install({"a": "1"}) == said
+    assert host_apt.update({"/x.sources": "http://x/"}) == said
     assert host_apt.simulate({"a": "1"}) == apt.Simulation(refusal=said)
     assert host_apt.configure() == "broken"
     host_apt.hold(["a"])

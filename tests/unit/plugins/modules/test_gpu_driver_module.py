@@ -122,6 +122,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
         (tmp_path / "etc" / name).mkdir(parents=True)
     etc = f"{tmp_path}/etc"
     monkeypatch.setattr(apt, "ETC", etc)
+    monkeypatch.setattr(apt, "LISTS", f"{tmp_path}/lists")
     for key, value in (
         ("KEYRINGS", f"{etc}/keyrings"),
         ("SOURCES", f"{etc}/sources.list.d"),
@@ -259,6 +260,23 @@ def test_a_refusal_leaves_the_host_as_it_was(
     assert result["faults"] and listing(tmp_path) == before and changing(machine) == []
 
 
+@pytest.mark.parametrize("word", ["-s", "--download-only"])
+def test_lists_of_the_distribution_that_are_old_are_fetched_anew(
+    call: Any, machine: Machine, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    machine.fails[word] = "E: dkms 404 Not Found"
+    real = apt.Apt.refresh
+
+    def refresh(self: apt.Apt) -> None:
+        machine.fails.clear()
+        real(self)
+
+    monkeypatch.setattr(apt.Apt, "refresh", refresh)
+    assert call()["state"] == "installed"
+    # of the private state first, and then of the host
+    assert machine.words(*apt.UPDATE)[-1] == " ".join(apt.UPDATE)
+
+
 def test_all_faults_of_host_and_repository_come_in_one_message(call: Any, machine: Machine) -> None:
     machine.facts["users"] = [{"pid": 7, "name": "vllm"}]
     machine.versions.pop("libcuda1")
@@ -310,7 +328,7 @@ def test_lists_that_cannot_be_had_after_all_take_everything_back(
 ) -> None:
     before = listing(tmp_path / "etc")
     real = apt.Apt.update
-    monkeypatch.setattr(apt.Apt, "update", lambda self, sources: real(self, sources) if sources else "E: gone")
+    monkeypatch.setattr(apt.Apt, "update", lambda self, sources: real(self, sources) if self.archives else "E: gone")
     result = call()
     assert result["failed"] and "E: gone" in result["msg"] and "the files are as they were" in result["msg"]
     assert listing(tmp_path / "etc") == before and marker() == {}
