@@ -248,4 +248,5 @@ def _foreign(host: Mapping[str, Any]) -> list[dict[str, str]]:
     if not foreign:
         return []
     text = f"a driver that no package owns is there ({foreign['path']}: {foreign['why']})"
-    return [fault("foreign", text, "run nvidia-uninstall, or nvidia-installer --uninstall, and reboot")]
+    remedy = "run nvidia-uninstall, or nvidia-installer --uninstall, and reboot; what another way brought goes that way"
+    return [fault("foreign", text, remedy)]

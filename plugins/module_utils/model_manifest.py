@@ -247,12 +247,12 @@ def gpu_faults(wanted: Mapping[str, int], present: Mapping[str, int]) -> list[st
 
 def launch(settings: Mapping[str, Any], owner: int = 0) -> None:
     """Verify the GPUs and the weights, then become the engine. Returns only by an exception."""
-    gpus = settings["gpus"] if "gpus" in settings else None
+    with open(settings["manifest"], encoding="utf-8") as handle:
+        text = handle.read()
+    gpus = settings.get("gpus")
     faults = gpu_faults(gpus["minors"], gpu_minors(gpus["information"])) if gpus else []
     if faults:
         raise GpuError(faults)
-    with open(settings["manifest"], encoding="utf-8") as handle:
-        text = handle.read()
     if digest(text) != settings["manifest_sha256"]:
         raise ManifestError(["{} is not the manifest that was deployed; run the play".format(settings["manifest"])])
     verify(settings["source"], parse(text), owner=owner)

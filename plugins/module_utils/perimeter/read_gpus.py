@@ -46,7 +46,7 @@ def read_list(faults: Faults, path: str, value: Any) -> dict[str, str]:
             found[str(item)] = here
     fault = model_gpus.list_fault(list(found))
     if fault:
-        problem, _, remedy = fault.partition("; ")
+        problem, _separator, remedy = fault.partition("; ")
         faults.add(path, Absent, problem, remedy)
     return found
 

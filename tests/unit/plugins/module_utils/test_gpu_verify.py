@@ -42,13 +42,13 @@ def changed(**keys: Any) -> dict[str, Any]:
     """Return the host with other values; a key such as driver__module goes one level down."""
     host = copy.deepcopy(HOST)
     for key, value in keys.items():
-        place, _, last = key.rpartition("__")
+        place, _separator, last = key.rpartition("__")
         (host[place] if place else host)[last] = value
     return host
 
 
-def faults(host: dict[str, Any], calls: Any = GOOD, expected: str = "580.159.04", xids: bool = True) -> list[str]:
-    return gpu_verify.faults(host, calls, expected, xids)
+def faults(host: dict[str, Any], calls: Any = "good", expected: str = "580.159.04", xids: bool = True) -> list[str]:
+    return gpu_verify.faults(host, GOOD if calls == "good" else calls, expected, xids)
 
 
 def test_a_host_that_works_has_no_fault() -> None:
