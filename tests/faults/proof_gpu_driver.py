@@ -164,3 +164,22 @@ def test_apt_that_is_killed_half_way_is_told_and_the_next_run_finishes(host: Gpu
     told_incomplete(host, version)
     host.driver(version).good()
     whole(host, version)
+
+
+def test_the_playbook_brings_the_driver_and_says_that_a_reboot_is_left(host: GpuHost) -> None:
+    """The playbook as a user runs it, with the real role; what comes after a reboot is in proof_gpu_playbook.py, for here no GPU would pass."""
+    inputs = {
+        "gpu_driver_version": FIRST,
+        "gpu_driver_source": host.repository.source(),
+        "gpu_driver_toolkit": {"enabled": True, "version": repository.TOOLKIT},
+    }
+    book = [{"name": "Change the driver", "ansible.builtin.import_playbook": "moat.inference.gpu"}]
+    before = host.listing()
+    checked = host.play(book, "-e", json.dumps(inputs), "--check").good()
+    assert checked.count("changed") >= 1 and host.listing() == before
+    first = host.play(book, "-e", json.dumps(inputs)).good()
+    said = "run this playbook again with -e moat_gpu_reboot=true"
+    assert said in first.out and first.count("changed") == checked.count("changed"), first.out[-4000:]
+    whole(host, FIRST)
+    again = host.play(book, "-e", json.dumps(inputs)).good()
+    assert again.count("changed") == 0 and said in again.out, again.out[-4000:]

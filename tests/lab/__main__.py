@@ -103,7 +103,7 @@ def verbs(rest: list[str]) -> dict[str, Callable[[], object]]:
         "bench": lambda: collection.module("tests.lab.bench", *rest),
         "proof-safety": proof,
         "proof-boot": proof_boot,
-        "proof-gpu": lambda: tested("test_gpu_driver.py", "proof_gpu_driver.py"),
+        "proof-gpu": lambda: tested("test_gpu_driver.py", "proof_gpu_driver.py", "proof_gpu_playbook.py"),
         "proof-dkms": lambda: tested("proof_gpu_dkms.py"),
         "bench-firewall": bench_firewall,
         "bench-egress": bench_egress,
