@@ -113,10 +113,13 @@ class Host(Scratch):
 
     def __init__(self, collections: Path) -> None:
         self.collections = collections
-        dropin = (collection.ROOT / "roles/gpu_driver/templates/moat-model-gpu.conf.j2").read_bytes()
+        unit = (collection.ROOT / "roles/model_server/templates/moat-model.service.j2").read_text(encoding="utf-8")
+        (condition,) = (line for line in unit.splitlines() if RECORD in line)
         texts = {
             "/opt/double/engine.py": ENGINE,
-            f"/etc/systemd/system/{UNIT}": SERVICE,
+            f"/etc/systemd/system/{UNIT}": SERVICE.replace(
+                "[Service]", f"{condition}\nAfter=moat-gpu.service\n[Service]"
+            ),
             "/etc/systemd/system/boot-id.service": BOOT,
             "/etc/systemd/system/moat-gpu.service": GPU_UNIT,
             "/etc/moat/models/echo.json": '{"socket": "/run/echo.sock"}',
@@ -124,7 +127,6 @@ class Host(Scratch):
         files = [File(path, text.encode()) for path, text in texts.items()]
         files += [
             File("/opt/double/shutdown", SHUTDOWN.encode(), 0o755),
-            File("/etc/systemd/system/moat-model@.service.d/moat-gpu.conf", dropin),
         ]
         super().__init__("gpu-playbook", *files)
         self.said(

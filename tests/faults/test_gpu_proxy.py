@@ -34,7 +34,7 @@ apt-mark unhold $(apt-mark showhold) > /dev/null
 DEBIAN_FRONTEND=noninteractive apt-get -qq purge \
   $(dpkg-query -W -f '${Package}\t${binary:Summary}\n' | grep 'stand-in of the lab' | cut -f 1) > /dev/null
 rm -rf /etc/apt/*/moat-gpu* /etc/apt/apt.conf.d/*moat-gpu /etc/modprobe.d/moat-gpu.conf /etc/moat/gpu.json /var/lib/moat/gpu-driver.json \
-  /etc/systemd/system/moat-gpu.service /etc/systemd/system/moat-model@.service.d /usr/local/lib/moat/gpu_settings*.py
+  /etc/systemd/system/moat-gpu.service /usr/local/lib/moat/gpu_settings*.py
 umount /sys/bus/pci/devices
 rm -rf {pci} /lib/modules/$(uname -r)
 [ ! -e /etc/apt/sources.list.moat-lab ] || mv /etc/apt/sources.list.moat-lab /etc/apt/sources.list
