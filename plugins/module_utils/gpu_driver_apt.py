@@ -136,6 +136,11 @@ def simulation_faults(simulation: Simulation, wanted: Wanted) -> list[dict[str, 
     if gone:
         text = f"the change would remove {', '.join(gone)}"
         found.append(fault("packages", text, "find out with apt-get -s why they cannot stay"))
+    kernels = [name for name in simulation.changed if name.startswith(("linux-image-", "linux-modules-"))]
+    kernels = [name for name in kernels if not plan.is_ours(name) and not simulation.changed[name][0]]
+    if kernels:
+        text = f"the change would bring another kernel: {', '.join(kernels)}"
+        found.append(fault("packages", text, "install and boot that kernel first, or choose packages that need none"))
     changed = [
         f"{name} {old} to {new}"
         for name, (old, new) in simulation.changed.items()

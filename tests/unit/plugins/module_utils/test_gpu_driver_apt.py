@@ -120,6 +120,10 @@ def test_a_simulation_is_read() -> None:
         (apt.Simulation(removed=("nvidia-cuda-toolkit", "gdm3", "libcuda1")), "would remove nvidia-cuda-toolkit, gdm3"),
         (apt.Simulation({"dkms": ("2.8-1", "3.0-1")}), "would take other packages along: dkms 2.8-1 to 3.0-1"),
         (
+            apt.Simulation({"linux-image-6.1.0-50-amd64": ("", "6.1.170-1")}),
+            "would bring another kernel: linux-image-6.1.0-50-amd64",
+        ),
+        (
             apt.Simulation({"libnvidia-ml1": ("", "580.182.01-1")}),
             "another version would come along: libnvidia-ml1 580.182",
         ),
@@ -135,6 +139,8 @@ def test_what_may_happen_is_not() -> None:
         {
             "dkms": ("", "3.0-1"),
             "gcc": ("12", "12"),
+            "linux-headers-6.1.0-50-amd64": ("", "6.1.170-1"),
+            "linux-modules-nvidia-580-open-generic": ("", f"{VERSION}-1"),
             "nvidia-settings": ("", "535.171.04-1"),
             "libcuda1": ("", f"{VERSION}-1"),
         },
