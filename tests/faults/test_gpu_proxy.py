@@ -43,17 +43,16 @@ systemctl daemon-reload
 
 
 @pytest.fixture(scope="module")
-def source() -> Iterator[dict[str, Any]]:
+def source(gpu_repository: Repository) -> Iterator[dict[str, Any]]:
     """How the role is told of the repository that the stand-in for the internet serves; the host has a GPU by then."""
     collection.install()
     served = internet.internet()
     assert served is not None
     folder = f"{internet.SERVED}/www/{PLACE}"
-    built = Repository()
     devices = gpu_trees.files(PCI, {**gpu_trees.H100, **gpu_trees.NVSWITCH})
     try:
         packed = subprocess.run(
-            podman("exec", built.id, "tar", "-C", f"{gpu_repository.SERVED}/vendor", "-c", "."),
+            podman("exec", gpu_repository.id, "tar", "-C", f"{gpu_repository.SERVED}/vendor", "-c", "."),
             check=True,
             capture_output=True,
         ).stdout
@@ -63,9 +62,8 @@ def source() -> Iterator[dict[str, Any]]:
         assert on(HOST, "tar -C / -x", data=tar_of(devices)).code == 0
         ready = on(HOST, READY)
         assert ready.code == 0, ready.err
-        yield built.source()
+        yield gpu_repository.source()
     finally:
-        built.remove()
         on(served.host, f"rm -rf {folder}")
         gone = on(HOST, GONE, timeout=300)
     assert on(HOST, PACKAGES).out == before, gone
