@@ -17,7 +17,8 @@ import yaml
 
 from tests.faults import gpu_trees, run
 from tests.faults.gpu_hosts import PACKAGES, PCI, READY, Repository
-from tests.lab import collection, gpu_repository, internet
+from tests.lab import collection, internet
+from tests.lab import gpu_repository as repository
 from tests.lab.collection import plain, tool
 from tests.lab.podman import podman, tar_of
 from tests.lab.scratch import LISTING
@@ -26,7 +27,7 @@ from tests.lab.site import denied, on
 
 HOST, PROXY = "gpu2", "egress1"
 LISTED, PLACE = "packages.example.org", "debian/gpu-driver"
-VERSION = gpu_repository.FIRST
+VERSION = repository.FIRST
 # what the role leaves, in the order in which it goes
 GONE = r"""
 systemctl disable --now moat-gpu.service nvidia-persistenced.service nvidia-fabricmanager.service 2>/dev/null
@@ -52,7 +53,7 @@ def source(gpu_repository: Repository) -> Iterator[dict[str, Any]]:
     devices = gpu_trees.files(PCI, {**gpu_trees.H100, **gpu_trees.NVSWITCH})
     try:
         packed = subprocess.run(
-            podman("exec", gpu_repository.id, "tar", "-C", f"{gpu_repository.SERVED}/vendor", "-c", "."),
+            podman("exec", gpu_repository.id, "tar", "-C", f"{repository.SERVED}/vendor", "-c", "."),
             check=True,
             capture_output=True,
         ).stdout
@@ -74,7 +75,7 @@ def apply(source: dict[str, Any], name: str) -> tuple[int, str]:
     inputs = {
         "version": VERSION,
         "source": {**source, "url": f"http://{name}/{PLACE}/"},
-        "toolkit": {"enabled": True, "version": gpu_repository.TOOLKIT},
+        "toolkit": {"enabled": True, "version": repository.TOOLKIT},
     }
     task = {
         "name": "Apply the role",
@@ -120,7 +121,7 @@ def test_a_listed_name_gives_the_whole_driver_through_the_proxy(source: dict[str
     told = on(HOST, "dpkg-query -W -f '${db:Status-Abbrev} ${Package} ${Version}\\n'").out
     held = {line.split()[1] for line in told.splitlines() if line.startswith("hi") and f" {VERSION}-" in line}
     # the one of the two modules that was not asked for stays away
-    assert held >= gpu_repository.names(VERSION) - {"nvidia-kernel-dkms"} and "nvidia-kernel-dkms" not in held, held
+    assert held >= repository.names(VERSION) - {"nvidia-kernel-dkms"} and "nvidia-kernel-dkms" not in held, held
     log = asked(after, LISTED)
     # the index and each package
     assert len(log) > len(held), log[:3]
