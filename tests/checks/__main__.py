@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
@@ -10,15 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.checks import built, scenario, static
-from tests.lab.shell import LAB, LabError, remove_tree, say
+from tests.lab.shell import LAB, ROOT, LabError, remove_tree, say
 
 JUNIT = LAB / "junit"
+BESIDE = "--beside"  # said to a process that runs one check while another one runs
 
 
 @dataclass(frozen=True)
 class Check:
+    """beside: the check with which it begins, in a process of its own, for it needs nothing that others do. What it says comes in its turn."""
+
     name: str
     run: Callable[[], object]
+    beside: str = ""
 
 
 CHECKS = [
@@ -35,12 +40,31 @@ CHECKS = [
     Check("galaxy-importer", built.galaxy_importer),
     Check("sanity", built.sanity),
     Check("units", built.units),
+    Check("gpu", scenario.gpu, beside="sanity"),
     Check("molecule", scenario.molecule),
     Check("faults", scenario.faults),
     Check("bench", scenario.bench),
     Check("down", scenario.down),
 ]
 NAMES = [check.name for check in CHECKS]
+
+
+class Beside:
+    """A check that runs in a process of its own."""
+
+    def __init__(self, name: str) -> None:
+        self._log = LAB / "log" / f"check-{name}.log"
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("wb") as log:
+            argv = [sys.executable, "-m", "tests.checks", BESIDE, name]
+            self._process = subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def __call__(self) -> None:
+        """Wait for its end, and say what it said."""
+        status = self._process.wait()
+        say(self._log.read_text(encoding="utf-8", errors="replace").strip())
+        if status:
+            raise LabError(f"it ended with {status}")
 
 
 def counted() -> tuple[int, int, int]:
@@ -55,23 +79,43 @@ def counted() -> tuple[int, int, int]:
     return passed, failed, skipped
 
 
+def alone(names: list[str]) -> int:
+    """Run checks for the process that waits for this one."""
+    try:
+        for check in CHECKS:
+            if check.name in names:
+                check.run()
+    except LabError as error:
+        say(str(error))
+        return 1
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make test ONLY=", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="name", help=", ".join(NAMES))
-    wanted = parser.parse_args().names
+    parser.add_argument(BESIDE, action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    wanted = given.names
     unknown = sorted(set(wanted) - set(NAMES))
     if unknown:
         parser.error(f"no such check: {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    if given.beside:
+        return alone(wanted)
     remove_tree(JUNIT)
     JUNIT.mkdir(parents=True)
     outcome: dict[str, str] = {}
+    begun: dict[str, Beside] = {}
     for check in CHECKS:
         if wanted and check.name not in wanted:
             continue
+        for other in CHECKS:
+            if other.beside == check.name and (not wanted or other.name in wanted):
+                begun[other.name] = Beside(other.name)
         say(f"\n== {check.name}")
         started = time.monotonic()
         try:
-            check.run()
+            begun.get(check.name, check.run)()
             outcome[check.name] = "passed"
         except LabError as error:
             say(str(error))

@@ -13,7 +13,7 @@ from tests.checks.static import INSTALLED
 from tests.lab import collection
 from tests.lab.collection import environment, tool
 from tests.lab.setup import VENV
-from tests.lab.shell import LAB, ROOT, LabError, capture, remove_tree, say, write
+from tests.lab.shell import LAB, ROOT, LabError, capture, lock, remove_tree, say, write
 
 TREE = LAB / "ansible-test" / "ansible_collections" / "moat" / "inference"
 PYTHON = "3.11"
@@ -91,7 +91,8 @@ def ansible_test(
         # its own environments and results stay: they are slow to make
         for item in [entry] if entry.name != "tests" else entry.glob("[!o]*"):
             remove_tree(item)
-    shutil.copytree(INSTALLED, TREE, dirs_exist_ok=True)
+    with lock(LAB / "install.lock"):  # a check beside this one installs anew
+        shutil.copytree(INSTALLED, TREE, dirs_exist_ok=True)
     # a checkout of its own: inside of ours, whose .gitignore names it, ansible-test would find no file
     if not (TREE / ".git").is_dir():
         capture(["git", "init", "--quiet", str(TREE)])

@@ -6,6 +6,8 @@ from tests.checks import static
 from tests.lab import collection, lab
 from tests.lab.shell import LAB
 
+OWN_HOSTS = ("tests/faults/test_gpu_driver.py", "tests/faults/test_model_gpus.py")
+
 
 def molecule() -> None:
     """From bare hosts to a verified site; the hosts stay for what follows."""
@@ -16,8 +18,14 @@ def molecule() -> None:
     collection.run("molecule", "test", "--destroy=never")
 
 
+def gpu() -> None:
+    """On hosts that the tests make for themselves, so it can run beside what needs none."""
+    collection.install()
+    static.pytest("gpu", *OWN_HOSTS)
+
+
 def faults() -> None:
-    static.pytest("faults", "tests/faults")
+    static.pytest("faults", "tests/faults", *(f"--ignore={name}" for name in OWN_HOSTS))
 
 
 def bench() -> None:

@@ -17,8 +17,8 @@ import yaml
 
 from tests.faults import gpu_trees, run
 from tests.faults.gpu_hosts import PACKAGES, PCI, READY, Repository
-from tests.lab import collection, internet
 from tests.lab import gpu_repository as repository
+from tests.lab import internet
 from tests.lab.collection import plain, tool
 from tests.lab.podman import podman, tar_of
 from tests.lab.scratch import LISTING
@@ -46,7 +46,6 @@ systemctl daemon-reload
 @pytest.fixture(scope="module")
 def source(gpu_repository: Repository) -> Iterator[dict[str, Any]]:
     """How the role is told of the repository that the stand-in for the internet serves; the host has a GPU by then."""
-    collection.install()
     served = internet.internet()
     assert served is not None
     folder = f"{internet.SERVED}/www/{PLACE}"

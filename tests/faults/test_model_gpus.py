@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from tests.lab import collection
 from tests.lab.backend import File
 from tests.lab.podman import podman
 from tests.lab.scratch import Ran, Scratch
@@ -77,7 +76,6 @@ def files() -> list[File]:
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Scratch]:
-    collection.install()
     scratch = Scratch("gpus", *files())
     try:
         scratch.said("systemctl enable --now moat-gpu.service 2>&1")
