@@ -70,7 +70,7 @@ def driver(
 
     told is the version that nvidia-smi gives, which counts where no library bears one in its name.
     """
-    library = gpu_kernel.library(root)
+    library = gpu_kernel.driver_library(root)
     userspace = library[1] if library else told
     module = gpu_kernel.loaded_driver(root, loaded)
     known = bool(userspace and module and module["version"])

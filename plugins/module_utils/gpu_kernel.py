@@ -131,7 +131,7 @@ def parse_modinfo(text: str) -> dict[str, str] | None:
     return {"version": fields["version"], "flavour": flavour, "path": fields.get("filename", "")}
 
 
-def library(root: Root) -> tuple[str, str] | None:
+def driver_library(root: Root) -> tuple[str, str] | None:
     """Return path and version of the driver's library, whose file name bears the exact version, or None."""
     for directory in LIBRARY_DIRECTORIES:
         for soname in ("libnvidia-ml.so.1", "libcuda.so.1"):

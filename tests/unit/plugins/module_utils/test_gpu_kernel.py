@@ -112,13 +112,13 @@ def test_no_driver_on_disk(host: Host) -> None:
 
 
 def test_the_library_bears_the_exact_version(host: Host) -> None:
-    assert gpu_kernel.library(host.root) is None
+    assert gpu_kernel.driver_library(host.root) is None
     host.file("usr/lib/x86_64-linux-gnu/nvidia/current/libnvidia-ml.so.535.183.01")
     host.link("usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1", "/etc/alternatives/libnvidia-ml")
     host.link("etc/alternatives/libnvidia-ml", "/usr/lib/x86_64-linux-gnu/nvidia/current/libnvidia-ml.so.1")
-    dangling = gpu_kernel.library(host.root)
+    dangling = gpu_kernel.driver_library(host.root)
     host.link("usr/lib/x86_64-linux-gnu/nvidia/current/libnvidia-ml.so.1", "libnvidia-ml.so.535.183.01")
-    found = gpu_kernel.library(host.root)
+    found = gpu_kernel.driver_library(host.root)
     assert dangling is None
     assert found == ("/usr/lib/x86_64-linux-gnu/nvidia/current/libnvidia-ml.so.535.183.01", "535.183.01")
 
@@ -228,5 +228,5 @@ def test_a_host_without_dkms_and_one_whose_dkms_fails(host: Host) -> None:
 
 def test_the_whole_host_is_as_it_was_made(tmp_path: Path) -> None:
     host = gpu_host(tmp_path)
-    assert gpu_kernel.library(host.root) == (LIBRARY[0], LIBRARY[1])
+    assert gpu_kernel.driver_library(host.root) == (LIBRARY[0], LIBRARY[1])
     assert gpu_kernel.dkms(host.root) == [entry("nvidia", "580.159.04", "6.8.0-49-generic", "installed")]
