@@ -109,6 +109,6 @@ def test_a_host_that_goes_down_in_the_middle_stops_no_other(tmp_path: Path) -> N
         backend.thaw("gpu2")
     ended = run.Run(process.returncode, output.read_text(encoding="utf-8", errors="replace"))
     bad = {host for word in ("failed", "unreachable") for host, n in ended.counts(word).items() if n}
-    assert bad <= {"gpu2"}, ended.out[-4000:]
-    assert ended.rc == 4, "the host went down too late to be missed"
+    # unreachable (4), or failed (2) where it went down between a change and its confirmation
+    assert bad == {"gpu2"} and ended.rc in (2, 4), (ended.rc, ended.out[-4000:])
     finished()
