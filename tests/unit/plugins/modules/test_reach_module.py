@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -194,3 +196,26 @@ def test_the_cells_of_a_plan_are_taken_as_they_are(call: Any) -> None:
     values: tuple[Any, ...] = ("gpu1", 4, "tcp", "none", None, None, None, "closed", "deny-input")
     made = {"id": "x", "address": "127.0.0.1", "port": free_port(), **dict(zip(keys, values))}
     assert call(made)["found"] == {"x": "refused"}
+
+
+def test_a_host_that_stands_still_is_no_silence_of_the_other_side(
+    call: Any, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process gets no processor for longer than the timeout, right after its first packets and right after each connection."""
+    plain, good = serve(tls=False), serve("200")
+    connect, ask = reach.connect, reach.ask
+
+    async def still(seconds: float) -> None:
+        await asyncio.sleep(0)
+        time.sleep(seconds)
+
+    async def slow_connect(*arguments: Any) -> Any:
+        return (await asyncio.gather(connect(*arguments), still(0.3)))[0]
+
+    async def slow_ask(*arguments: Any) -> Any:
+        return (await asyncio.gather(ask(*arguments), still(0.3)))[0]
+
+    monkeypatch.setattr(reach, "connect", slow_connect)
+    monkeypatch.setattr(reach, "ask", slow_ask)
+    found = call(cell("connection", plain, path=None), cell("request", good, "portal"), timeout=0.2)["found"]
+    assert found == {"connection": "open", "request": "status 200"}
