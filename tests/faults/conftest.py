@@ -9,14 +9,19 @@ import pytest
 from tests.faults import gpu_hosts, run
 
 
+def settle(playbook: str) -> None:
+    """Where the lab's record says that something is to be done, it is done; the site playbook looks at each host itself."""
+    ended = run.play(playbook)
+    assert ended.rc == 0, ended.out[-4000:]
+
+
 @pytest.fixture(scope="module")
-def as_it_was() -> Iterator[None]:
-    """The lab has the intent of the repository before and after, and a record of it."""
-    ended = run.play()
-    assert ended.rc == 0, ended.out[-4000:]
+def as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The lab, once converged, has the intent of the repository before and after, and a record of it; where a test failed, each host is mended."""
+    failed = request.session.testsfailed
+    settle("moat.inference.policy")
     yield
-    ended = run.play()
-    assert ended.rc == 0, ended.out[-4000:]
+    settle("moat.inference.site" if request.session.testsfailed > failed else "moat.inference.policy")
 
 
 @pytest.fixture(scope="session")

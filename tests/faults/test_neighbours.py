@@ -21,6 +21,7 @@ from tests.faults import run
 from tests.lab import table
 from tests.lab.site import denied, on, plans
 
+pytestmark = pytest.mark.usefixtures("as_it_was")
 HOST, PEER = "app2", "app1"  # managed, with a firewall alone; and the one that is to reach what the first one publishes
 PORT, WORD = 8088, "hello-neighbour"
 UNIT = "moat-firewall.service"
@@ -153,14 +154,6 @@ def intact(before: str) -> None:
     assert reached(HOST, sorted(OF_SEGMENT)) == OF_SEGMENT
 
 
-@pytest.fixture(scope="module", autouse=True)
-def whole_again() -> Iterator[None]:
-    """Whatever a test leaves, the next module finds the lab as its intent says."""
-    yield
-    ended = run.play()
-    assert ended.rc == 0, ended.out[-4000:]
-
-
 # ufw is told to leave the kernel's settings alone, for a container's host would keep them
 FILTERS: dict[str, tuple[str, str, str]] = {
     "ufw": (
@@ -211,7 +204,7 @@ def test_another_firewall_is_refused_with_the_remedy_and_nothing_is_touched(name
 
 
 @pytest.fixture(scope="module")
-def neighbours(whole_again: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def neighbours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """What others made of the host's packet filter, before any of the tests that follow."""
     up = f"bash -s up <<'END_OF_SCRIPT'\n{SCRIPT}\nEND_OF_SCRIPT"
     down = f"bash -s down <<'END_OF_SCRIPT'\n{SCRIPT}\nEND_OF_SCRIPT"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,15 +10,8 @@ from tests.faults import run
 from tests.lab.podman import Podman
 from tests.lab.site import on, plans
 
+pytestmark = pytest.mark.usefixtures("as_it_was")
 LINKED = {name: plan["private_link"]["interface"] for name, plan in plans().items() if "private_link" in plan}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def whole_again() -> Iterator[None]:
-    """Whatever a test leaves, the next module finds the lab as its intent says."""
-    yield
-    ended = run.play()
-    assert ended.rc == 0, ended.out[-4000:]
 
 
 def edges() -> dict[str, list[str]]:

@@ -32,6 +32,7 @@ getent group | grep ^moat-c-
 true
 """
 STOP = "/run/moat-test-stop"
+SERVING = ("gpu1", "gpu2")
 # Streams through a connector without pause, each as long as the model goes, until a file stops it; prints the time of every piece that comes.
 STREAMS = """
 import json, os, socket, sys, time
@@ -95,9 +96,9 @@ def test_without_a_change_no_host_is_touched(tmp_path: Path) -> None:
     policy(settings=recorder.settings)
     assert recorder.called() == 0
     # the recorder would have seen it
-    assert run.play(settings=recorder.settings).rc != 0
+    assert run.play("moat.inference.site", "--limit", "dns1", settings=recorder.settings).rc != 0
     assert recorder.called() > 0
-    run.play()
+    policy()
 
 
 def test_a_client_more_touches_the_hosts_that_it_concerns() -> None:
@@ -123,7 +124,6 @@ def test_a_run_that_was_limited_leaves_the_rest_to_the_next() -> None:
     assert {host for host, number in rest.items() if number} == {"app3", "gpu2"}
     verified(intent)
     policy()
-    verified()
 
 
 def test_a_client_that_moves_leaves_nothing_and_is_served_where_it_went() -> None:
@@ -144,7 +144,6 @@ def test_a_client_that_moves_leaves_nothing_and_is_served_where_it_went() -> Non
     policy()
     assert on("app2", LEFT).out.strip() == ""
     assert answers("app1", "portal", "portal", "xray-7b") == "200"
-    verified()
 
 
 def test_a_host_that_stops_serving_loses_its_gateway_and_keeps_the_weights() -> None:
@@ -159,6 +158,17 @@ def test_a_host_that_stops_serving_loses_its_gateway_and_keeps_the_weights() -> 
     verified(intent)
     policy()
     verified()
+
+
+# Lets the engines run a fifth of the time: at full speed they take the processors from the run that is under test.
+SLOWLY = f"""
+while [ ! -e {STOP} ]; do
+  pkill -CONT -f [V]LLM::EngineCor; sleep 0.05
+  pkill -STOP -f [V]LLM::EngineCor; sleep 0.2
+done
+pkill -CONT -f [V]LLM::EngineCor
+rm -f {STOP}
+"""
 
 
 def stream(host: str, user: str, client: str, model: str) -> list[list[str]]:
@@ -177,15 +187,20 @@ def pieces(lines: list[list[str]]) -> list[float]:
 
 @pytest.mark.parametrize("playbook", [POLICY, "moat.inference.site"] if LONG else [POLICY])
 def test_streams_of_a_removed_client_end_and_those_of_others_go_on(playbook: str) -> None:
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(4) as pool:
+        slowed = [
+            pool.submit(on, host, f"rm -f {STOP}; timeout 240 sh -c {shlex.quote(SLOWLY)}", timeout=300)
+            for host in SERVING
+        ]
         removed: Future[list[list[str]]] = pool.submit(stream, "app1", "portal", "portal", "xray-7b")
         other: Future[list[list[str]]] = pool.submit(stream, "app3", "batch", "batch", "notes-1b")
         time.sleep(5)
         ended = run.play(playbook, intent=without("portal"))
         after = time.time()
         time.sleep(8)
-        for host in ("app1", "app3"):
+        for host in ("app1", "app3", *SERVING):
             on(host, f"touch {STOP}")
+        assert [answer.result().err for answer in slowed] == ["", ""]
         gone, stayed = removed.result(), other.result()
     policy()
     assert ended.rc == 0, ended.out[-4000:]
