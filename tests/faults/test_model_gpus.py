@@ -19,25 +19,12 @@ from tests.lab.podman import podman
 from tests.lab.scratch import Ran, Scratch
 from tests.lab.shell import capture
 
+TWO_GPUS = Path(__file__).parents[1] / "unit" / "fixtures" / "two_gpus"
 FIRST, SECOND = (f"GPU-{digit * 8}-2222-3333-4444-555555555555" for digit in "12")
 SLICE = "MIG-77777777-2222-3333-4444-555555555555"
 ROOT, ENGINE = "/opt/double", "/opt/moat/engine/vllm-0.32.0/bin/vllm"
 COMMON = ["/dev/nvidia-uvm", "/dev/nvidiactl"]
 NODES = [*COMMON, "/dev/nvidia0", "/dev/nvidia1", "/dev/nvidia-caps/nvidia-cap30", "/dev/nvidia-caps/nvidia-cap31"]
-INSTANCE = "<mig_device><index>0</index><gpu_instance_id>3</gpu_instance_id><compute_instance_id>0</compute_instance_id></mig_device>"
-GPU = (
-    '<gpu id="00000000:{bus}:00.0"><uuid>{uuid}</uuid><minor_number>{minor}</minor_number><mig_mode><current_mig>{mig}</current_mig>'
-    "</mig_mode><mig_devices>{instances}</mig_devices></gpu>"
-)
-XML = (
-    '<?xml version="1.0" ?><nvidia_smi_log><driver_version>580.159.04</driver_version><attached_gpus>2</attached_gpus>'
-    + GPU.format(bus="3B", uuid=FIRST, minor=0, mig="Enabled", instances=INSTANCE)
-    + GPU.format(bus="81", uuid=SECOND, minor=1, mig="Disabled", instances="")
-    + "</nvidia_smi_log>"
-)
-LIST = (
-    f"GPU 0: NVIDIA A (UUID: {FIRST})\n  MIG 2g.20gb     Device  0: (UUID: {SLICE})\nGPU 1: NVIDIA A (UUID: {SECOND})\n"
-)
 SMI = f'#!/bin/sh\ncase "$*" in "-q -x") cat {ROOT}/q.xml;; -L) cat {ROOT}/list;; *) exit 2;; esac\n'
 MAKE = "#!/bin/sh -e\nsleep 3\nmkdir -p /dev/nvidia-caps\nfor each in {}; do [ -e $each ] || mknod -m 666 $each c 1 3; done\n"
 # what the role gpu_driver has on a real host: it makes the nodes ready, here late
@@ -54,8 +41,8 @@ def information(uuid: str, minor: int) -> str:
 
 def files() -> list[File]:
     texts = {
-        f"{ROOT}/q.xml": XML,
-        f"{ROOT}/list": LIST,
+        f"{ROOT}/q.xml": (TWO_GPUS / "q.xml").read_text(encoding="utf-8"),
+        f"{ROOT}/list": (TWO_GPUS / "list").read_text(encoding="utf-8"),
         f"{ROOT}/proc/driver/nvidia/gpus/0000:3b:00.0/information": information(FIRST, 0),
         f"{ROOT}/proc/driver/nvidia/gpus/0000:81:00.0/information": information(SECOND, 1),
         f"{ROOT}/proc/driver/nvidia/capabilities/gpu0/mig/gi3/access": "DeviceFileMinor: 30\n",
