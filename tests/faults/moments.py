@@ -82,7 +82,7 @@ class Moments:
         """SIGKILL for a run that changes the policy, at a moment that nobody chose."""
 
         def change() -> tuple[float, float] | None:
-            process = run.begin(self.intent())
+            process = run.begin(intent=self.intent())
             time.sleep(self.chance.uniform(1.0, LATEST))
             # a run that was over before was not killed, so it does not count
             now = time.time()

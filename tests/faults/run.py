@@ -84,11 +84,11 @@ def play(
     return Run(done.returncode, done.stdout + done.stderr)
 
 
-def begin(intent: dict[str, Any] | None = None, output: Path | None = None) -> subprocess.Popen[bytes]:
+def begin(*arguments: str, intent: dict[str, Any] | None = None, output: Path | None = None) -> subprocess.Popen[bytes]:
     """Start the site playbook in a process group of its own."""
     target = output.open("wb") if output else subprocess.DEVNULL
     return subprocess.Popen(
-        command("moat.inference.site", intent=intent),
+        command("moat.inference.site", *arguments, intent=intent),
         env=plain(),
         cwd=ROOT,
         stdin=subprocess.DEVNULL,

@@ -36,7 +36,7 @@ def test_a_dead_host_costs_no_request_and_comes_back_closed() -> None:
         backend.start("gpu2")
         moments.boots("gpu2")
         watching.asked("gpu2")
-        ended = run.play()
+        ended = run.play("moat.inference.site", "--limit", "gpu2")
         watching.stop()
     assert statuses == {"200": REQUESTS}
     assert ended.rc == 0, ended.out[-4000:]
