@@ -68,11 +68,16 @@ def watching() -> Iterator[prober.Prober]:
     assert not witness.faults(found)
 
 
-@pytest.fixture
-def mended() -> Iterator[str]:
-    """Begin with a sound host, and leave one."""
+@pytest.fixture(scope="module")
+def good() -> str:
+    """What boot loads on a sound host."""
     repair()
-    good = boot_file()
+    return boot_file()
+
+
+@pytest.fixture
+def mended(good: str) -> Iterator[str]:
+    """Begin with a sound host, and leave one."""
     yield good
     if boot_file() != good or on(HOST, f"systemctl is-active {SERVICE}").out != "active\n":
         # a failed test must not take the others with it

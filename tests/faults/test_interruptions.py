@@ -12,7 +12,7 @@ from tests.faults import moments, prober, run, witness
 from tests.lab.podman import Podman
 from tests.lab.site import on
 
-KILLS, SERVICES, HOSTS = 5, 2, 1
+KILLS, SERVICES, HOSTS = 4, 2, 1
 # seconds until a host takes back what nobody confirmed, and for which a run waits for a host that was lost meanwhile
 PATIENCE = {f"{role}_confirm_timeout": 20 for role in ("firewall", "private_link", "egress_client")}
 

@@ -28,6 +28,7 @@ UNIT = "moat-firewall.service"
 SCRIPT = (Path(__file__).parent / "neighbours.sh").read_text(encoding="utf-8")
 SETTLED = ("--limit", f"{HOST},{PEER}", "--tags", "firewall")
 Rules = dict[str, list[dict[str, Any]]]
+IN_FORCE: list[Rules] = []
 
 INTERFACES = {name: host.interfaces for name, host in table.load().hosts.items()}
 CONTROLS: dict[str, Any] = {
@@ -99,9 +100,18 @@ def firewall(rules: Rules, folder: Path, *arguments: str, intent: dict[str, Any]
 
 
 def apply(rules: Rules, folder: Path, *arguments: str) -> run.Run:
+    IN_FORCE.clear()
     ended = firewall(rules, folder, *arguments)
     assert ended.rc == 0, ended.out[-4000:]
+    if not arguments:
+        IN_FORCE.append(rules)
     return ended
+
+
+def having(rules: Rules, folder: Path) -> None:
+    """Begin with these rules, which the test before may have left."""
+    if [rules] != IN_FORCE:
+        apply(rules, folder)
 
 
 def said(host: str, script: str) -> str:
@@ -240,7 +250,7 @@ def container(neighbours: str) -> Mapping[str, str]:
 
 
 def test_a_published_port_does_not_bypass_the_policy(neighbours: str, tmp_path: Path) -> None:
-    apply(ASKED, tmp_path)
+    having(ASKED, tmp_path)
     intact(neighbours)
     counted = denied(HOST)["deny-forward"]
     assert reached(PEER, PUBLISHED) == set()
@@ -254,7 +264,7 @@ def test_a_route_to_the_container_does_not_bypass_the_policy(
 ) -> None:
     """A neighbour in the segment sends to the container's own address by way of its host."""
     intruder = "intruder-app"
-    apply(ASKED, tmp_path)
+    having(ASKED, tmp_path)
     via = INTERFACES[HOST][0]
     routes = f"ip route %s 10.89.0.0/24 via {via.address4}; ip -6 route %s fd00:89::/64 via {via.address6}"
     urls = [f"http://{container['4']}/", f"http://[{container['6']}]/"]
@@ -284,7 +294,7 @@ def test_a_rule_of_the_forward_chain_opens_it_for_its_peer_alone(neighbours: str
 
 @pytest.mark.parametrize("verbs", ["restart", "reload", "stop start", "stop restart"])
 def test_no_verb_of_the_unit_touches_another_table(neighbours: str, verbs: str, tmp_path: Path) -> None:
-    apply(ADMITTED, tmp_path)
+    having(ADMITTED, tmp_path)
     mine = ours()
     said(HOST, " && ".join(f"systemctl {verb} {UNIT}" for verb in verbs.split()))
     assert ours() == mine
@@ -293,7 +303,7 @@ def test_no_verb_of_the_unit_touches_another_table(neighbours: str, verbs: str, 
 
 
 def test_a_change_that_is_rolled_back_touches_no_other_table(neighbours: str, tmp_path: Path) -> None:
-    apply(ADMITTED, tmp_path)
+    having(ADMITTED, tmp_path)
     mine = ours()
     wrong = run.changed_intent(admin__from=["10.98.0.0/28", "fd00:98::/124"])
     settings = json.dumps({"firewall_check_connection": False, "firewall_confirm_timeout": 10})
@@ -309,7 +319,7 @@ def test_a_change_that_is_rolled_back_touches_no_other_table(neighbours: str, tm
 def test_uninstall_leaves_nothing_of_ours_and_all_of_the_others(
     neighbours: str, container: Mapping[str, str], tmp_path: Path
 ) -> None:
-    apply(ADMITTED, tmp_path)
+    having(ADMITTED, tmp_path)
     mine = ours()
     # Elsewhere this host is a client for a while; what the roles of a client leave is not the packet filter's, nor is how it gets out.
     assert plans()[HOST]["roles"] == ["firewall", "egress_client"]
@@ -350,7 +360,7 @@ true
 
 def test_nothing_is_left_that_the_search_would_not_have_found(neighbours: str, tmp_path: Path) -> None:
     """The control of the search above."""
-    apply(ADMITTED, tmp_path)
+    having(ADMITTED, tmp_path)
     found = "\n".join(line for line in left() if OF_FILTER.search(line))
     for word in (
         "table inet moat",
