@@ -146,7 +146,6 @@ def test_a_client_that_moves_leaves_nothing_and_is_served_where_it_went() -> Non
     assert answers("app1", "portal", "portal", "xray-7b") == "200"
 
 
-@pytest.mark.skipif(not LONG, reason="a model is loaded anew, which takes long: make proof-safety PARTS=policy_change")
 def test_a_host_that_stops_serving_loses_its_gateway_and_keeps_the_weights() -> None:
     intent = copy.deepcopy(run.INTENT)
     intent["models"]["xray-7b"]["hosts"] = "gpu1"
