@@ -28,7 +28,7 @@ UNIT = "moat-firewall.service"
 SCRIPT = (Path(__file__).parent / "neighbours.sh").read_text(encoding="utf-8")
 SETTLED = ("--limit", f"{HOST},{PEER}", "--tags", "firewall")
 Rules = dict[str, list[dict[str, Any]]]
-IN_FORCE: list[Rules] = []
+IN_FORCE: list[Rules] = []  # what the last run brought, when that is known
 
 INTERFACES = {name: host.interfaces for name, host in table.load().hosts.items()}
 CONTROLS: dict[str, Any] = {
@@ -93,6 +93,7 @@ ADMITTED: Rules = {
 
 def firewall(rules: Rules, folder: Path, *arguments: str, intent: dict[str, Any] | None = None) -> run.Run:
     """Apply the firewall with these extra rules, as an operator would: by the site playbook and the inventory."""
+    IN_FORCE.clear()
     overlay = folder / "overlay.yml"
     hosts = {name: {"firewall_extra_rules": rules.get(name, [])} for name in (HOST, PEER)}
     overlay.write_text(yaml.safe_dump({"all": {"hosts": hosts}}), encoding="utf-8")
@@ -100,7 +101,6 @@ def firewall(rules: Rules, folder: Path, *arguments: str, intent: dict[str, Any]
 
 
 def apply(rules: Rules, folder: Path, *arguments: str) -> run.Run:
-    IN_FORCE.clear()
     ended = firewall(rules, folder, *arguments)
     assert ended.rc == 0, ended.out[-4000:]
     if not arguments:

@@ -198,24 +198,50 @@ def test_the_cells_of_a_plan_are_taken_as_they_are(call: Any) -> None:
     assert call(made)["found"] == {"x": "refused"}
 
 
-def test_a_host_that_stands_still_is_no_silence_of_the_other_side(
+def test_tls_clients_are_made_once_and_before_any_clock_runs(
     call: Any, serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process gets no processor for longer than the timeout, right after its first packets and right after each connection."""
     plain, good = serve(tls=False), serve("200")
-    connect, ask = reach.connect, reach.ask
+    connect, client_context, done = reach.connect, reach.client_context, list[str]()
 
-    async def still(seconds: float) -> None:
-        await asyncio.sleep(0)
-        time.sleep(seconds)
+    async def connects(*arguments: Any) -> Any:
+        done.append("connection")
+        return await connect(*arguments)
 
-    async def slow_connect(*arguments: Any) -> Any:
-        return (await asyncio.gather(connect(*arguments), still(0.3)))[0]
+    def makes(directory: str | None) -> ssl.SSLContext:
+        done.append(Path(directory).name if directory else "none")
+        return client_context(directory)
 
-    async def slow_ask(*arguments: Any) -> Any:
-        return (await asyncio.gather(ask(*arguments), still(0.3)))[0]
+    monkeypatch.setattr(reach, "connect", connects)
+    monkeypatch.setattr(reach, "client_context", makes)
+    asked = [cell(f"{client} {number}", good, client) for client in ("portal", "") for number in range(3)]
+    found = call(cell("plain", plain, path=None), *asked)["found"]
+    assert found["plain"] == "open" and found["portal 2"] == "status 200"
+    assert sorted(done[:2]) == ["connector-portal", "none"]
+    assert done[2:] == ["connection"] * 7
 
-    monkeypatch.setattr(reach, "connect", slow_connect)
-    monkeypatch.setattr(reach, "ask", slow_ask)
-    found = call(cell("connection", plain, path=None), cell("request", good, "portal"), timeout=0.2)["found"]
-    assert found == {"connection": "open", "request": "status 200"}
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_host_that_stands_still_is_no_silence_of_the_other_side(answers: bool) -> None:
+    """The process gets no processor for longer than the timeout; meanwhile the answer came, or did not."""
+
+    async def standing_still() -> str:
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[str] = loop.create_future()
+
+        async def wait() -> str:
+            said = await answer
+            for _turn in range(3):  # a handshake takes some turns of the loop
+                await asyncio.sleep(0)
+            return said
+
+        if answers:
+            threading.Timer(0.05, loop.call_soon_threadsafe, (answer.set_result, "answer")).start()
+        loop.call_soon(time.sleep, 0.4)
+        return str(await reach.within(0.2, wait()))
+
+    if answers:
+        assert asyncio.run(standing_still()) == "answer"
+    else:
+        with pytest.raises(TimeoutError):
+            asyncio.run(standing_still())
