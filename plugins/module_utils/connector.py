@@ -268,12 +268,11 @@ def _servers(backend: Mapping[str, Any], interval: int, named: bool) -> Iterator
     first = f"tcp-ut 15s inter {interval}s fastinter 500ms fall 2 rise 1 error-limit 2 on-error sudden-death"
     other = f"tcp-ut 15s inter {interval * 5}s fall 1 rise 1 error-limit 1 on-error mark-down backup"
     if named:
+        family = "ipv6" if ":" in addresses[0] else "ipv4"
         networks = ",".join(str(ipaddress.ip_network(address)) for address in addresses[:PREFERRED_NETWORKS])
-        lookup = (
-            f"resolvers {DNS} init-addr {addresses[0]} resolve-prefer {'ipv6' if ':' in addresses[0] else 'ipv4'}"
-            f" resolve-net {networks}"
-        )
-        yield f"{name} {backend['server_name']}:{port} {verify} {lookup} {first}"
+        lookup = f"resolvers {DNS} init-addr {addresses[0]} resolve-prefer {family} resolve-net {networks}"
+        # tcp-ut counts only where the line itself tells the family (src/cfgparse-tcp.c, srv_parse_tcp_ut); a lookup may change it
+        yield f"{name} {family}@{backend['server_name']}:{port} {verify} {lookup} {first}"
     else:
         yield f"{name} {_endpoint(addresses[0], port)} {verify} {first}"
     for position, address in enumerate(addresses):

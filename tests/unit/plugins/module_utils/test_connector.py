@@ -151,10 +151,10 @@ def test_a_name_is_dialled_with_the_planned_addresses_behind_it() -> None:
     ]
     servers = [line.split() for line in made["backend portal.xray-7b"] if line.startswith("server ")]
     assert [(words[1], words[2], "backup" in words, "resolvers" in words) for words in servers] == [
-        ("gpu1", "gpu1.gateway.inference.internal:8443", False, True),
+        ("gpu1", "ipv4@gpu1.gateway.inference.internal:8443", False, True),
         ("gpu1:0", "100.120.0.11:8443", True, False),
         ("gpu1:1", "[fd00:200::b]:8443", True, False),
-        ("gpu2", "gpu2.gateway.inference.internal:8443", False, True),
+        ("gpu2", "ipv4@gpu2.gateway.inference.internal:8443", False, True),
         ("gpu2:0", "100.120.0.12:8443", True, False),
     ]
     assert all(f"verifyhost {words[1][:4]}.gateway.inference.internal" in " ".join(words) for words in servers)
@@ -166,6 +166,18 @@ def test_a_host_without_ipv4_is_looked_up_by_ipv6() -> None:
     only = changed("models.0.backends.0.addresses", ["fd00:200::b"])
     lines = configuration(*only, resolvers=["fd00:140::53"])["backend portal.xray-7b"]
     assert any("init-addr fd00:200::b resolve-prefer ipv6 resolve-net fd00:200::b/128 " in line for line in lines)
+
+
+@pytest.mark.parametrize(("address", "family"), [("100.120.0.12", "ipv4"), ("fd00:200::c", "ipv6")])
+def test_a_dead_host_ends_what_it_did_not_acknowledge(address: str, family: str) -> None:
+    """HAProxy ignores tcp-ut on a line whose address is a name without a family, and says nothing of it."""
+    only = changed("models.0.backends.0.addresses", [address])
+    lines = configuration(*only, resolvers=["10.140.0.53"])["backend portal.xray-7b"]
+    servers = [line.split() for line in lines if line.startswith("server ")]
+    assert all(words[words.index("tcp-ut") + 1] == "15s" for words in servers)
+    named = [words[2] for words in servers if "resolvers" in words]
+    assert named[0] == f"{family}@gpu1.gateway.inference.internal:8443"
+    assert all(name.startswith(("ipv4@", "ipv6@")) for name in named)
 
 
 def test_no_failure_of_the_dns_takes_a_server_down() -> None:
