@@ -58,7 +58,8 @@ def uploads() -> list[tuple[str, float]]:
     """How requests ended that were on their way to a host when it died: the status, and the seconds after that."""
     socket = demo.connector()[0].split()[-1]
     prepare = f"rm -rf {SENDING} {GO}; install -d -o {demo.USER} {SENDING}"
-    said = on(demo.APP, f"{prepare}; sudo -u {demo.USER} python3 - {socket}", data=UPLOAD.encode(), timeout=120).out
+    script = f"{prepare}; sudo -u {demo.USER} timeout {2 * TOO_LONG} python3 - {socket}"
+    said = on(demo.APP, script, data=UPLOAD.encode(), timeout=120).out
     on(demo.APP, f"rm -rf {SENDING} {GO}")
     return [(status, float(seconds)) for status, seconds in map(str.split, said.splitlines())]
 
